@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 STRENGTHS = (1, 2, 3, 4, 5)
 
-_BLUR = (0.01, 0.018, 0.028, 0.042, 0.06)  # standard deviation, by the side
-_NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)  # standard deviation, by white
-_CONTRAST = (0.7, 0.5, 0.35, 0.22, 0.12)  # what is left of it
+_BLUR = (0.01, 0.018, 0.028, 0.042, 0.06)  # standard deviation, relative to the side
+_NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)  # standard deviation, relative to white
+_CONTRAST = (0.7, 0.5, 0.35, 0.22, 0.12)  # remaining contrast
 _JPEG = (40, 25, 15, 10, 5)  # quality
-_PIXELATE = (0.6, 0.45, 0.33, 0.25, 0.17)  # pixels that are left, by the side
-_OCCLUDE = (0.2, 0.3, 0.4, 0.5, 0.6)  # side of what is covered, by the side
+_PIXELATE = (0.6, 0.45, 0.33, 0.25, 0.17)  # remaining pixels, relative to the side
+_OCCLUDE = (0.2, 0.3, 0.4, 0.5, 0.6)  # covered side, relative to the side
 
 
 def _blur(image: Pixels, strength: int, rng: Generator) -> Pixels:
@@ -87,11 +87,11 @@ CORRUPTIONS: dict[str, Callable[[Pixels, int, Generator], Pixels]] = {
     "pixelate": _pixelate,
     "occlude": _occlude,
 }
-"""By name; each takes an image, a strength from 0, and where its chance comes from."""
+"""Corruptions by name; each takes an image, a strength from 0, and a random generator."""
 
 
 def corrupt(images: Pixels, kind: str, strength: int, *, seed: int = 0) -> Pixels:
-    """Return images made worse.
+    """Return corrupted images.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def corrupt(images: Pixels, kind: str, strength: int, *, seed: int = 0) -> Pixel
     strength : int
         1 to 5.
     seed : int
-        An image is corrupted in the same way whatever stands beside it, and each by its own chance.
+        Each image has its own randomness, which depends on its index, not on the other images.
 
     Returns
     -------
@@ -110,7 +110,7 @@ def corrupt(images: Pixels, kind: str, strength: int, *, seed: int = 0) -> Pixel
     Raises
     ------
     UsageError
-        If there is no such corruption or strength, or these are no images.
+        If the corruption or strength is unknown, or these are not images.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What latents say of known factors: MIG and DCI, and whether models of other seeds have the same latents."""
+"""Scores of latents by known factors (MIG and DCI), and whether models of other seeds have the same latents."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BINS = 20
-"""Into how many bins of equal count numbers are cut, as Locatello et al. (arXiv 1811.12359, appendix C) do."""
+"""Bins of equal count for numbers, as in Locatello et al. (arXiv 1811.12359, appendix C)."""
 
 SIMILAR = 0.8
-"""Least ratio of the smallest to the largest of seeds' best latents for them to be called alike."""
+"""The least ratio of the smallest to the largest information of seeds' best latents that counts as alike."""
 
 _BLOCK = 1 << 22  # cells of latents and images at a time
-_TREES = 10  # as Eastwood and Williams' forests
+_TREES = 10  # as in Eastwood and Williams' forests
 _DEPTH = 12
 
 
@@ -49,13 +49,12 @@ def entropy(classes: NDArray[np.integer]) -> float:
 def mutual_information(symbols: NDArray[np.integer], classes: NDArray[np.integer]) -> NDArray[np.float64]:
     """Return the mutual information of each latent with a discrete variable, in nats, from joint frequencies.
 
-    Independent variables have, in expectation, (K - 1)(C - 1) / 2N of it, and not nothing: so much is to be taken
-    for noise.
+    For independent variables the expectation is (K - 1)(C - 1) / 2N, not zero; that much is noise.
 
     Parameters
     ----------
     symbols : ndarray of int, shape (N, D)
-        From 0.
+        Numbered from 0.
     classes : ndarray of int, shape (N,)
 
     Returns
@@ -86,7 +85,7 @@ def mutual_information(symbols: NDArray[np.integer], classes: NDArray[np.integer
 
 
 def information(symbols: NDArray[np.integer], factors: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return what each latent says of each factor: I(z_j; v_k) / H(v_k), 0 to 1, shape (D, F).
+    """Return each latent's information about each factor, I(z_j; v_k) / H(v_k), 0 to 1, shape (D, F).
 
     Parameters
     ----------
@@ -97,7 +96,7 @@ def information(symbols: NDArray[np.integer], factors: NDArray[np.integer]) -> N
     Raises
     ------
     UsageError
-        If rows do not belong together, or a factor never varies.
+        If the numbers of rows differ, or a factor never varies.
     """
     if len(symbols) != len(factors) or factors.ndim != 2 or symbols.ndim != 2:
         raise UsageError(f"codes of the shape {symbols.shape} and factors of {factors.shape} do not belong together.")
@@ -109,10 +108,10 @@ def information(symbols: NDArray[np.integer], factors: NDArray[np.integer]) -> N
 
 
 def gaps(told: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how far each factor's best latent is ahead of its second best; the mean of these is MIG.
+    """Return the lead of each factor's best latent over its second best; their mean is MIG.
 
-    The mutual information gap of Chen et al. (arXiv 1802.04942, equation 6). A latent of K values cannot say more
-    than log K of a factor, so that of a factor of 20 equal bins one bit has at most log 2 / log 20 = 0.23.
+    The mutual information gap of Chen et al. (arXiv 1802.04942, equation 6). A latent of K values has at most log K
+    of information, so one bit has at most log 2 / log 20 = 0.23 of a factor with 20 equal bins.
 
     Parameters
     ----------
@@ -139,15 +138,15 @@ class DCI:
     Parameters
     ----------
     disentanglement : float
-        Whether a latent matters to one factor only: 1 - H_F(P_j), over latents weighed by how much they matter.
+        Whether each latent matters to only one factor: 1 - H_F(P_j), averaged over latents by importance.
     completeness : float
-        Whether one latent alone matters to a factor: 1 - H_D(P_k), mean over factors.
+        Whether only one latent matters to each factor: 1 - H_D(P_k), mean over factors.
     informativeness : tuple of float
-        How well each factor is predicted on rows that were not fitted: R2, or for classes accuracy.
+        The score of predicting each factor on held-out rows: R2, or accuracy for classes.
     completenesses : tuple of float
         Of each factor.
     importance : ndarray of float64, shape (D, F)
-        How much each latent matters to each factor; columns add up to 1, or are 0 where nothing matters.
+        Importance of each latent for each factor; columns add up to 1, or are 0 if no latent matters.
     """
 
     disentanglement: float
@@ -174,7 +173,7 @@ def disentanglement(importance: NDArray[np.float64]) -> float:
 
 
 def completenesses(importance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the completeness of each factor, shape (F,), from importances, shape (D, F); 0 where nothing matters.
+    """Return the completeness of each factor, shape (F,), from importances, shape (D, F); 0 if no latent matters.
 
     Examples
     --------
@@ -185,7 +184,7 @@ def completenesses(importance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _concentration(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return 1 minus the entropy of each row, in units of its largest; 0 for rows of nothing."""
+    """Return 1 minus the entropy of each row, relative to its maximum; 0 for zero rows."""
     total = weights.sum(axis=1, keepdims=True)
     there = np.asarray(total[:, 0] > 0, np.float64)
     if weights.shape[1] == 1:
@@ -200,7 +199,7 @@ def dci(
     train: tuple[NDArray[Any], NDArray[np.float64]], test: tuple[NDArray[Any], NDArray[np.float64]], *,
     classes: tuple[bool, ...], kind: str = "lasso", seed: int = 0,
 ) -> DCI:  # fmt: skip
-    """Predict each factor from all latents, and score how importances are spread.
+    """Predict each factor from all latents, and score the spread of importances.
 
     Parameters
     ----------
@@ -209,9 +208,9 @@ def dci(
     classes : tuple of bool
         Which factors are classes.
     kind : str
-        The two of the paper. ``lasso``: importance is the size of a standardised column's weight (of classes the sum
-        over classes, in logistic regression with that penalty), and what is not linear is not seen. ``forest``: ten
-        trees, importance is how much a latent's splits lower the error.
+        One of the paper's two. ``lasso``: importance is the size of a standardised column's weight (for classes the
+        sum over classes, in logistic regression with that penalty); only linear relations count. ``forest``: ten
+        trees; importance is the error reduction of a latent's splits.
     seed : int
         Of folds and forests.
 
@@ -238,7 +237,7 @@ def dci(
 def _lasso(
     x: NDArray[np.float64], y: NDArray[np.float64], is_class: bool, seed: int
 ) -> tuple[Any, NDArray[np.float64]]:
-    """Fit a linear model whose penalty on sizes is chosen on folds of, or a fifth of, the rows."""
+    """Fit a linear model with an L1 penalty chosen by cross-validation, or on a fifth of the rows for classes."""
     from sklearn.linear_model import LassoCV, LogisticRegression
     from sklearn.model_selection import train_test_split
 
@@ -268,7 +267,7 @@ def _forest(
 
 
 def _quiet(model: Any, x: NDArray[np.float64], y: NDArray[Any]) -> Any:
-    """Fit; that weights have not settled to the last digit is no news."""
+    """Fit without convergence warnings."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -283,20 +282,20 @@ _FITS = {"lasso": _lasso, "forest": _forest}
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """Latents of one model, each with one of another's.
+    """Pairs of latents of two models.
 
     Parameters
     ----------
     pairs : ndarray of int, shape (D, 2)
         Rows of the first model and of the second.
     same : float
-        The part of these pairs whose two latents say most of the same factor.
+        Share of pairs whose two latents have most information about the same factor.
     chance : float
-        The same of pairs that are drawn: the sum over factors of the two parts of latents that say most of it.
+        The same for random pairs: the sum over factors of the product of the two models' shares of such latents.
     correlation : float
-        Mean size of the correlation of the two latents' symbols over the same images.
+        Mean absolute correlation of the two latents' symbols over the same images.
     chance_correlation : float
-        The same over all pairs that there are.
+        The same over all possible pairs.
     """
 
     pairs: NDArray[np.intp]
@@ -312,12 +311,12 @@ class Matching:
 
 
 def correlations(first: NDArray[np.integer], second: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return the size of the correlation of each latent of one code with each of another's, shape (D, E).
+    """Return the absolute correlation of each latent of one code with each of another's, shape (D, E).
 
     Parameters
     ----------
     first, second : ndarray of int, shape (N, D) and (N, E)
-        Symbols of the same images. A latent that never changes is correlated with nothing.
+        Symbols of the same images. A constant latent has correlation 0.
 
     Examples
     --------
@@ -343,13 +342,13 @@ def match(
     Parameters
     ----------
     told : pair of ndarray, shape (D, F) and (E, F)
-        What each latent says of each factor (:func:`information`).
+        Information of each latent about each factor (:func:`information`).
     correlation : ndarray, shape (D, E)
         :func:`correlations`.
     by : str
-        ``information``: the cost of a pair is the sum over factors of the difference of what the two say of it;
-        then the correlation is evidence that the matching has not seen. ``correlation``: the cost is 1 - its size;
-        then the agreement about factors is.
+        ``information``: the cost of a pair is the sum over factors of the difference of their information; the
+        correlation is then independent evidence. ``correlation``: the cost is 1 minus it; the agreement about factors
+        is then independent evidence.
 
     Raises
     ------
@@ -372,9 +371,9 @@ def match(
 
 
 def best_latents(told: list[NDArray[np.float64]], names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return, for each factor, its best latent of each model, what that says of it, and whether these are alike.
+    """Return each factor's best latent in each model, its information, and whether these are alike.
 
-    Alike are they if the smallest is at least :data:`SIMILAR` of the largest.
+    They are alike if the smallest information is at least :data:`SIMILAR` of the largest.
 
     Parameters
     ----------

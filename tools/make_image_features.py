@@ -27,7 +27,7 @@ from stochcl.encoders.modelfile import load_model
 MODEL = Path(__file__).parents[1] / "stochcl" / "models" / "general.safetensors"
 HEAD = 1_280
 FIRST_OF_CLASS, TRAIN_ROWS = 2_500, 20_000
-OTHER_IMAGES = 60_000  # whose order was drawn, too, when the recorded rows were
+OTHER_IMAGES = 60_000  # the recorded rows also drew an order of these, so the random state matches
 BATCH = 250
 
 

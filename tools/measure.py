@@ -38,7 +38,7 @@ RECORD = "measured.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """Files of results, "made as file" where a command gives another name, and the commands that make them."""
+    """Result files, "made as file" if a command uses another name, and the commands that make them."""
 
     files: list[str]
     minutes: int
@@ -46,12 +46,12 @@ class Entry:
     each: dict[str, list[Any]] = field(default_factory=dict)
 
     def named(self) -> dict[str, str]:
-        """Return for each file the name that it is made under."""
+        """Return the name under which each file is made."""
         pairs = (file.rpartition(" as ") for file in self.files)
         return {name: made or name for made, _, name in pairs}
 
     def expanded(self) -> Iterator[str]:
-        """Yield the commands, those that name a key of ``each`` once for all its values."""
+        """Yield the commands; one that names a key of ``each`` is repeated for all its values."""
         for command in self.commands:
             keys = [key for key in self.each if f"{{{key}}}" in command]
             for values in product(*(self.each[key] for key in keys)):
@@ -68,14 +68,14 @@ def read_table() -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 class Measure:
-    """Runs commands of entries, in a folder that keeps what they made so far."""
+    """Runs commands of entries, in a folder that keeps their output."""
 
     def __init__(self, data: Path, work: Path, results: Path) -> None:
         self.data, self.work, self.results = data.absolute(), work.absolute(), results
         self.entries, self.inputs = read_table()
 
     def is_missing(self, name: str) -> bool:
-        """Return whether a file of an entry is not there."""
+        """Return whether a file of an entry is missing."""
         return not all((self.results / file).exists() for file in self.entries[name].named())
 
     def make(self, name: str, *, force: bool) -> None:
@@ -108,7 +108,7 @@ class Measure:
         path.write_text(json.dumps(dict(sorted((records | {name: record}).items())), indent=1) + "\n", "utf-8")
 
     def provide_for(self, command: str) -> None:
-        """Make the inputs that a command reads, and what they are made of, as far as they are not there."""
+        """Make a command's missing inputs, and their inputs in turn."""
         for name in re.findall(r"\{work\}/([\w.-]+)", command):
             if name in self.inputs and not (self.work / name).exists():
                 self.provide_for(self.inputs[name])
@@ -118,7 +118,7 @@ class Measure:
                 to.rename(self.work / name)
 
     def run(self, command: str, **folders: Path) -> None:
-        """Run a command on one thread, in the checkout; end the program if it fails."""
+        """Run a command on one thread in the checkout; exit if it fails."""
         say(f"$ {command}")
         text, _, target = command.partition(" > ")
         text = text.format(data=self.data, work=self.work, **folders)

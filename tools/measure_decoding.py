@@ -28,7 +28,7 @@ REPEATS = 5
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Read an archive from front to back, again and again."""
+    """Read an archive from front to back several times."""
     stay_on_one_core()
     spent = []
     for _ in range(REPEATS):
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("archives", nargs="+", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    os.environ.update(ONE_THREAD)  # for the processes to come
+    os.environ.update(ONE_THREAD)  # for child processes
     found = []
     for path in options.archives:
         with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SEEDS = 3
-TRAINING_SEED = 100  # of the sprites that models are trained on
-FORESTS = 2000  # images that forests and lasso are fitted to
+TRAINING_SEED = 100  # of the sprites for training models
+FORESTS = 2000  # images to fit forests and lasso to
 
 
 def models_of(options: argparse.Namespace, folder: Path) -> list[Path]:
-    """Train a model from each seed on the same sprites, or take those that are given or were kept."""
+    """Train models of several seeds on the same sprites, or use given or kept ones."""
     if options.models:
         return list(options.models)
     kept = options.keep or folder
@@ -75,7 +75,7 @@ def models_of(options: argparse.Namespace, folder: Path) -> list[Path]:
 
 
 def binned(task: Task) -> NDArray[np.int64]:
-    """Return the factors of all images as classes: shapes as they are, numbers in bins."""
+    """Return the factors of all images as classes: shapes unchanged, numbers in bins."""
     both = np.concatenate([task.targets, task.test_targets])
     columns = [both[:, k].astype(np.int64) if task.classes[k] else in_bins(both[:, k]) for k in range(len(FACTORS))]
     return np.stack(columns, axis=1)
@@ -86,7 +86,7 @@ def by_factor(values: Any) -> dict[str, float]:
 
 
 def mig(codes: NDArray[np.int64], factors: NDArray[np.int64], seed: int) -> dict[str, Any]:
-    """Return the gap of each factor and their mean, beside the most that is possible, and chance."""
+    """Return each factor's gap and their mean, beside the possible maximum and chance."""
     each = gaps(information(codes, factors))
     values = int(codes.max()) + 1
     most = [min(1.0, np.log(values) / entropy(column)) for column in factors.T]
@@ -134,7 +134,7 @@ def scored(codec: Codec, task: Task, folder: Path, seed: int) -> tuple[dict[str,
 
 
 def compared(all_symbols: list[NDArray[np.int64]], factors: NDArray[np.int64]) -> dict[str, Any]:
-    """Return how far models have the same latents for factors."""
+    """Return how similar the models' latents for factors are."""
     told = [information(symbols, factors) for symbols in all_symbols]
     pairs = []
     for i, j in combinations(range(len(told)), 2):

@@ -42,9 +42,9 @@ from stochcl.training.options import FinetuneOptions, finetune_options
 
 SCHEMA = "stochcl.finetuned/0"
 PRESET = "cifar10-lite0-finetune"
-_TURNED, _PER_CLASS = 1000, 15  # test images that are turned; images of each class of Tiny-ImageNet
+_TURNED, _PER_CLASS = 1000, 15  # test images to rotate; images per class of Tiny-ImageNet
 _HOUR = 3600
-_KEPT = ("finetuned_from", "images", "steps", "images_seen", "precision", "hardware")  # of a model's record
+_KEPT = ("finetuned_from", "images", "steps", "images_seen", "precision", "hardware")  # fields of a model's record
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
             arms = [row(path, options.test, options.trained_at, options.output)]
         if "other_tasks" not in found and options.data and model.encoder.config.classifies == "vectors":
             others = {"other_tasks": other_tasks(path, options.test, options.data)}
-        found = read(options.output)  # again: another process may have scored another arm
+        found = read(options.output)  # read again: another process may have scored another arm
         found |= {
             "schema": SCHEMA, "command": shlex.join(["python", "tools/measure_finetuned.py", *words]),
             "commit": commit(), "hardware": hardware(), "versions": versions(), "note": options.note,
@@ -79,7 +79,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def row(path: Path, test: Path, trained_at: str | None, output: Path) -> dict[str, Any]:
-    """Score a model, and say how it was made."""
+    """Score a model, and describe how it was made."""
     model, started = load_model(path), time.monotonic()
     record, found = model.record, asdict(score(path, test))
     found["test_images"] = found.pop("images")
@@ -111,7 +111,7 @@ def row(path: Path, test: Path, trained_at: str | None, output: Path) -> dict[st
 
 
 def command(record: dict[str, Any], output: str) -> str:
-    """Return the command that a record's options stand for."""
+    """Return the command for a record's options."""
     base = asdict(finetune_options(PRESET, {}))
     words = ["stochcl", "finetune", record["finetuned_from"]["name"], *record["sources"], "-o", output]
     words += ["--preset", PRESET]
@@ -125,7 +125,7 @@ def command(record: dict[str, Any], output: str) -> str:
 
 
 def other_tasks(path: Path, test: Path, data: Path) -> list[dict[str, Any]]:
-    """Return the accuracy of probes on codes of a model, and on as many bits of the packaged one."""
+    """Return the accuracy of probes on a model's codes, and on as many bits of the packaged model."""
     out = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -152,7 +152,7 @@ def other_tasks(path: Path, test: Path, data: Path) -> list[dict[str, Any]]:
 
 
 def turned(source: Path, output: Path) -> Path:
-    """Write a seeded choice of images, each by a quarter turn, to a zip of four folders."""
+    """Write a seeded sample of images in four rotations to a zip of four folders."""
     opened = open_source(source)
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(output, "w") as archive:

@@ -45,12 +45,12 @@ def make(folder: Path, images: int) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process that are resident."""
+    """Return this process's resident bytes."""
     return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize()
 
 
 def listed(path: Path) -> dict[str, Any]:
-    """List a source, and say what it took."""
+    """List a source, and return its cost."""
     from stochcl.data import open_source
 
     before, started, clock = resident(), time.process_time(), time.perf_counter()

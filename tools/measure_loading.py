@@ -32,7 +32,7 @@ NAIVE_BATCHES = 2
 
 
 def passed(loader: Any, most: int | None = None) -> dict[str, float]:
-    """Go through a loader, or so many batches of it."""
+    """Iterate over a loader, or ``most`` batches of it."""
     rows, started = 0, time.process_time()
     for i, batch in enumerate(loader):
         rows += len(batch)
@@ -51,7 +51,7 @@ def in_order(path: Path) -> dict[str, Any]:
 
 
 def shuffled(path: Path) -> dict[str, Any]:
-    """Two epochs: the first decodes the archive and keeps it packed."""
+    """Run two epochs: the first decodes the archive and keeps it packed."""
     from torch.utils.data import DataLoader
 
     from stochcl.torch import CodesDataset
@@ -61,7 +61,7 @@ def shuffled(path: Path) -> dict[str, Any]:
 
 
 def naive(path: Path) -> dict[str, Any]:
-    """Shuffled, with nothing kept: every batch decodes the blocks of its rows."""
+    """Shuffle without a cache, so that every batch decodes its rows' blocks."""
     from torch.utils.data import DataLoader
 
     from stochcl.torch import CodesDataset
@@ -87,7 +87,7 @@ STEPS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def run(step: str, path: Path) -> dict[str, Any]:
-    """Take one step, in a process of its own."""
+    """Run one step in a separate process."""
     import torch
 
     stay_on_one_core()
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=500_000)
     options = parser.parse_args()
-    os.environ.update(ONE_THREAD)  # for the processes to come
+    os.environ.update(ONE_THREAD)  # for child processes
     case, measured = Case("network, with names", options.rows, 128, network=True, names=True), {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "codes.bin"

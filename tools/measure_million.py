@@ -26,9 +26,9 @@ from measure_streaming import peak
 from stochcl.benchmarks.run import ONE_THREAD, commit, hardware, versions
 
 NOISE = (0.003, 0.01, 0.03, 0.1, 0.2)
-THRESHOLDS = (0.95, 0.85)  # that are run, and taken
-ALSO = (0.9, 1.0)  # of the pairs of the last
-COPIES = 2000  # of each noise
+THRESHOLDS = (0.95, 0.85)  # thresholds to run
+ALSO = (0.9, 1.0)  # thresholds applied to the pairs of the last run
+COPIES = 2000  # per noise level
 PART = 50_000
 QUERIES = 100
 
@@ -39,7 +39,7 @@ def unit(x: Any) -> np.ndarray:
 
 
 def make_rows(source: Path, path: Path, count: int, seed: int) -> np.ndarray:
-    """Write the rows, float16, and return the numbers of those that are copied, in the order of their copies."""
+    """Write the rows, float16, and return the numbers of the copied ones, in the order of their copies."""
     rng, given = np.random.default_rng(seed), unit(np.load(source))
     centred = given - given.mean(axis=0)
     root = np.linalg.cholesky(centred.T @ centred / len(given) + 1e-6 * np.eye(given.shape[1])).astype(np.float32)
@@ -59,7 +59,7 @@ def make_rows(source: Path, path: Path, count: int, seed: int) -> np.ndarray:
 
 
 def timed(function: Any, *given: Any) -> dict[str, Any]:
-    """Run a function in a process of its own; return what it returns, its time and its memory."""
+    """Run a function in a separate process; return its result, time and memory."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_timed, (function, given))
@@ -86,7 +86,7 @@ def dedup(codes: Path, pairs: Path, threshold: float) -> dict[str, Any]:
 
 
 def score(rows: Path, copied: np.ndarray, pairs: Path, threshold: float) -> dict[str, Any]:
-    """Return the share of planted copies that were found, by their noise, and the share of pairs that are near."""
+    """Return the share of planted copies found, by noise, and the share of near pairs."""
     x = np.load(rows, mmap_mode="r")
     first, second, similarity = np.loadtxt(pairs, delimiter=",", skiprows=1, ndmin=2).T
     kept = similarity >= threshold
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    os.environ.update(ONE_THREAD)  # for the processes to come
+    os.environ.update(ONE_THREAD)  # for child processes
     words = [args.vectors.name, "--queries", args.queries.name, *(w for m in args.model for w in ("-m", m.name))]
     words += ["--rows", str(args.rows), "--seed", str(args.seed)]
     result: dict[str, Any] = {

@@ -39,7 +39,7 @@ ROLES = ("model", "before", "untrained")
 
 
 def requests(data: Path, options: argparse.Namespace) -> dict[str, RateAccuracyConfig]:
-    """What is measured of a set, before it is said of which model."""
+    """Return the configuration of each set, without a model."""
     shared = {
         "train_images": options.train_images, "precision": options.precision, "seed": options.seed,
         "baselines": ("float32",),

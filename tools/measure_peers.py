@@ -70,7 +70,7 @@ def turboquant_pro(bits: int, x: Matrix, path: Path, *, dimensions: int, train: 
     pca.fit(train)
     pipeline = pca.with_quantizer(bits=bits)
     codes = [pipeline.compress(row) for row in x]
-    # It has no file of such codes: what a row needs is its packed numbers and its length, beside the axes.
+    # It has no file format for such codes: a row needs its packed numbers and its length, besides the axes.
     with path.with_suffix(".codes").open("wb") as file:
         file.writelines(code.packed_bytes + np.float32(code.norm).tobytes() for code in codes)
     pca.save(str(path.with_suffix(".axes")))

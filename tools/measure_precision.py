@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """One split in one precision: symbols and vectors by the number of latents."""
+    """One split in one precision: symbols and vectors by number of latents."""
 
     symbols: dict[int, np.ndarray]
     vectors: dict[int, np.ndarray]
@@ -43,7 +43,7 @@ class Part:
 
 
 def read(path: Path, codec: Codec, most: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Read a seeded choice of images, preprocessed, and their labels."""
+    """Read a seeded sample of images, preprocessed, and their labels."""
     source = open_source(path)
     rows = np.sort(np.random.default_rng(seed).permutation(len(source))[:most])
     pixels = np.stack([source.load(int(row), codec.preprocess) for row in rows])
@@ -51,7 +51,7 @@ def read(path: Path, codec: Codec, most: int, seed: int) -> tuple[np.ndarray, li
 
 
 def encode(codec: Codec, pixels: np.ndarray, labels: list[str], widths: list[int]) -> Part:
-    codec.encode_pixels(pixels[:64])  # the first batch of a shape is slower than those that follow
+    codec.encode_pixels(pixels[:64])  # the first batch of a shape is slower
     started = time.process_time()
     found = codec.encode_pixels(pixels)
     seconds = time.process_time() - started
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def rung(parts: dict[tuple[str, str], Part], precisions: tuple[str, str], width: int) -> dict[str, Any]:
-    """Compare codes of a number of latents in two precisions."""
+    """Compare codes with ``width`` latents in two precisions."""
     same = np.equal(*(parts["test", name].symbols[width] for name in precisions))
     rows: list[dict[str, Any]] = []
     for a in precisions:

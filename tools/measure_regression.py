@@ -54,14 +54,14 @@ BATCH = 512
 SIDE = 32
 BOX = ("x", "y", "width", "height")
 PROBES = ("linear", "neighbours")
-ALPHAS = np.logspace(0, 5, 11)  # those of `stochcl evaluate`
+ALPHAS = np.logspace(0, 5, 11)  # as in `stochcl evaluate`
 SETS = ("sprites", "boxes")
-TRAINED = 5  # times as many sprites for a model as for probes: they cost nothing
+TRAINED = 5  # sprites to train on per sprite for probes; they are cheap
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Images with targets, shape (N, T), to learn from and to score on; the first may be of classes."""
+    """Images with targets, shape (N, T), to learn from and to score on; the first target may be classes."""
 
     name: str
     train: ImageSource
@@ -71,12 +71,12 @@ class Task:
     names: tuple[str, ...]
     classes: tuple[bool, ...]
     boosted: bool
-    """Whether pixels get gradient boosting besides."""
+    """Whether pixels also get gradient boosting."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What is known of some images through a model."""
+    """A model's outputs for some images."""
 
     vectors: NDArray[np.float32]
     symbols: NDArray[np.float32]
@@ -92,7 +92,7 @@ def opened(path: Path) -> ImageSource:
 
 
 def sprites(folder: Path, count: int, size: int, seed: int) -> Task:
-    """Make sprites to learn from and half as many to score on, of seeds that training does not use."""
+    """Make sprites to learn from and half as many to score on, with seeds not used in training."""
     parts, targets = [], []
     for at, many in enumerate((count, max(10, count // 2))):
         place = folder / f"sprites-{size}-{at}"
@@ -110,7 +110,7 @@ def sprites(folder: Path, count: int, size: int, seed: int) -> Task:
 
 
 def boxes(data: Path, most: int | None, seed: int) -> Task:
-    """Return images of Tiny-ImageNet with what their object's box is."""
+    """Return images of Tiny-ImageNet with their object's box."""
     files = [opened(data / f"tiny-imagenet-train-{i}.zip") for i in range(3)]
     held = np.concatenate([held_out(source.entries) for source in files])
     whole = JoinedSource(files)
@@ -140,14 +140,14 @@ def part_of(codec: Codec, source: ImageSource, path: Path) -> Part:
     say("")
     with stochcl.open(path) as archive:
         symbols = archive.to_numpy()
-        if has_categories(archive):  # to a line their numbers say nothing
+        if has_categories(archive):  # category numbers mean nothing to a linear model
             symbols = np.eye(archive.header.alphabet, dtype=np.uint8)[symbols].reshape(len(symbols), -1)
         bits = archive.parts()["codes"] * 8 / len(archive)
         return Part(archive.to_vectors(), symbols.astype(np.float32), np.concatenate(features), bits)
 
 
 def pixels_of(source: ImageSource) -> NDArray[np.float32]:
-    """Return images at 32 x 32, as numbers; grey ones have one channel."""
+    """Return images at 32 x 32 as numbers; grey ones have one channel."""
     parts = [batch.images for batch in source.batches(Preprocess(SIDE), batch_size=BATCH, workers=1)]
     images = np.concatenate(parts)
     if (images == images[..., :1]).all():
@@ -158,7 +158,7 @@ def pixels_of(source: ImageSource) -> NDArray[np.float32]:
 def predict(
     probe: str, train: NDArray[np.float32], test: NDArray[np.float32], targets: NDArray[np.float64], seed: int
 ) -> NDArray[np.float64]:
-    """Return what a probe says of numbers, shape (M, T)."""
+    """Return a probe's predictions of numbers, shape (M, T)."""
     from sklearn.ensemble import HistGradientBoostingRegressor
     from sklearn.linear_model import RidgeCV
 
@@ -173,7 +173,7 @@ def predict(
 def neighbours(
     train: NDArray[np.float32], test: NDArray[np.float32], targets: NDArray[np.float64], seed: int
 ) -> NDArray[np.float64]:
-    """Return the mean of the nearest rows' numbers; of each number as many rows as a fifth of them chooses."""
+    """Return the mean of the nearest rows' numbers; a fifth of the rows chooses the count for each number."""
     from sklearn.neighbors import NearestNeighbors
 
     rows = np.random.default_rng([seed, 17]).permutation(len(train))
@@ -198,7 +198,7 @@ def classify(
     probe: str, train: NDArray[np.float32], test: NDArray[np.float32], y: NDArray[np.int64],
     y_test: NDArray[np.int64], seed: int,
 ) -> NDArray[np.bool_]:  # fmt: skip
-    """Return which rows a probe tells the class of."""
+    """Return which rows a probe classifies correctly."""
     if probe == "boosting":
         from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -209,7 +209,7 @@ def classify(
 def scores(
     task: Task, train: NDArray[np.float32], test: NDArray[np.float32], seed: int, probes: tuple[str, ...] = PROBES
 ) -> list[dict[str, Any]]:
-    """Return what each probe scores on each target."""
+    """Return each probe's score on each target."""
     from sklearn.metrics import mean_absolute_error
     from sklearn.preprocessing import StandardScaler
 
@@ -240,7 +240,7 @@ def scores(
 
 
 def measure(codec: Codec, task: Task, folder: Path, seed: int) -> dict[str, Any]:
-    """Return what decoded codes, symbols and features of a model score on a task."""
+    """Return the scores of a model's decoded codes, symbols and features on a task."""
     train, test = part_of(codec, task.train, folder / "train.bin"), part_of(codec, task.test, folder / "test.bin")
     rows = []
     for name in ("vectors", "symbols", "features"):
@@ -258,14 +258,14 @@ def measure(codec: Codec, task: Task, folder: Path, seed: int) -> dict[str, Any]
 
 
 def best(rows: list[dict[str, Any]], given: str, target: str) -> dict[str, Any]:
-    """Return the row of the probe that scores best."""
+    """Return the row of the best probe."""
     return max(
         (row for row in rows if (row["input"], row["target"]) == (given, target)), key=lambda row: row["score"]
     )
 
 
 def kept(rows: list[dict[str, Any]], task: Task) -> dict[str, float | None]:
-    """Return the best probe's score from codes by the best probe's from features; None where that is nothing."""
+    """Return the best score from codes divided by the best from features; None if features score nothing."""
     found = {}
     for name in task.names:
         features = best(rows, "features", name)["score"]
@@ -275,7 +275,7 @@ def kept(rows: list[dict[str, Any]], task: Task) -> dict[str, float | None]:
 
 
 def position_model(folder: Path, options: argparse.Namespace) -> Codec:
-    """Train a model on sprites, or load the one that was given."""
+    """Train a model on sprites, or load the given one."""
     path = options.sprites_model
     if path is None:
         place, path = folder / "own", folder / "keep-position.safetensors"
@@ -309,7 +309,7 @@ def of_set(name: str, options: argparse.Namespace, folder: Path) -> dict[str, An
             task = boxes(options.data, options.n, options.seed)
         tasks.append(task)
         found.append(measure(codec, task, folder, options.seed))
-    last = tasks[-1]  # sprites of the side that pixels are taken at
+    last = tasks[-1]  # its sprites have the side at which pixels are taken
     say(f"{name}, pixels of {SIDE} x {SIDE}:")
     train, test = pixels_of(last.train), pixels_of(last.test)
     bits, probes = 8 * train.shape[1], (*PROBES, "boosting") if last.boosted else PROBES

@@ -31,14 +31,14 @@ from stochcl.benchmarks.run import ONE_THREAD, commit, hardware, versions
 
 SIDES = (32, 48, 64, 96, 128)
 CLASSES = 10
-POOL = 8192  # different images; each comes again under other names, for JPEG cannot be written at this speed
+POOL = 8192  # distinct images; they repeat under other names, because writing JPEG files is too slow
 WIDTH, SIZE, LATENTS = 8, 32, 64
-TEST = 0.1  # of the rows, the last
+TEST = 0.1  # the last rows
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def picture(rng: np.random.Generator, label: int) -> bytes:
-    """Return a JPEG file: soft noise in a colour and with stripes that its class says, all of it noisy."""
+    """Return a JPEG file: noisy soft colours, with a stripe angle and a tint that depend on the class."""
     from PIL import Image
 
     side = int(rng.choice(SIDES))
@@ -60,7 +60,7 @@ def pool(seed: int) -> list[tuple[int, bytes]]:
 
 
 def generate(images: int, seed: int) -> None:
-    """Write a tar of so many images to standard output."""
+    """Write a tar of images to standard output."""
     made, order, out = pool(seed), np.random.default_rng([seed, 1]), sys.stdout.buffer
     for start in range(0, images, POOL):
         for i, which in enumerate(order.permutation(POOL)[: images - start].tolist()):
@@ -75,7 +75,7 @@ def generate(images: int, seed: int) -> None:
 
 
 def make_model(path: Path, seed: int) -> None:
-    """Write the file of an untrained network, whose statistics are those of some generated images."""
+    """Write an untrained network with statistics measured on generated images."""
     from stochcl.api.train import train
 
     with tempfile.TemporaryDirectory() as folder:
@@ -86,19 +86,19 @@ def make_model(path: Path, seed: int) -> None:
 
 
 def resident(pid: int | str = "self", what: str = "VmRSS") -> float:
-    """Memory of a process, now or (VmHWM) at most, in MB."""
+    """Return a process's memory in MB, now or (VmHWM) at most."""
     lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
     return int(next(line for line in lines if line.startswith(f"{what}:")).split()[1]) * 1024 / 1e6
 
 
 def processor(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
+    """Return the processor seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def compress(folder: Path, images: int, seed: int) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Run the pipe; return what the program said, and a point for each segment."""
+    """Run the pipe; return the program's report, and a point for each segment."""
     out = folder / "codes.bin"
     command = [
         sys.executable,
@@ -139,7 +139,7 @@ def compress(folder: Path, images: int, seed: int) -> tuple[dict[str, Any], list
                     }
                     points.append(point)
                     print(point, file=sys.stderr, flush=True)
-            except (OSError, StopIteration, ValueError, KeyError):  # it ends just now
+            except (OSError, StopIteration, ValueError, KeyError):  # the process just ended
                 continue
         said = json.loads(child.stdout.read())
     if child.returncode or maker.returncode:
@@ -148,7 +148,7 @@ def compress(folder: Path, images: int, seed: int) -> tuple[dict[str, Any], list
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Open the archive, sample it at random, and train on it out of core; in a process of its own."""
+    """Open the archive, sample it at random, and train on it out of core; runs in a separate process."""
     from sklearn.linear_model import SGDClassifier
 
     from stochcl.compress import Archive
@@ -196,7 +196,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def spread(points: list[dict[str, float]]) -> dict[str, Any]:
-    """Say how flat speed and memory are: of the first and the last quarter, without the start."""
+    """Return speed and memory of the first and the last quarter."""
     quarter = max(2, len(points) // 4)
 
     def speed(part: list[dict[str, float]], clock: str) -> float:
@@ -222,7 +222,7 @@ def spread(points: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Draw speed, by processor time and by the clock, and memory against images done."""
+    """Draw speed (processor and wall-clock time) and memory against images done."""
     from matplotlib.figure import Figure
 
     points = report["points"]

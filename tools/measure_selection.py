@@ -46,7 +46,7 @@ LEAST = 8  # latents
 
 
 class Measure:
-    """Two archives of one model, and what a choice of latents costs and gives."""
+    """Two archives of one model, and the cost and accuracy of a choice of latents."""
 
     def __init__(self, train: Path, test: Path, folder: Path, options: argparse.Namespace) -> None:
         self.test, self.folder, self.options = test, folder, options
@@ -65,7 +65,7 @@ class Measure:
         self.latents = self.x.shape[1]
 
     def row(self, columns: list[int], **how: Any) -> dict[str, Any]:
-        """Return what these latents of the test archive take, transcoded so, and how well they are classified."""
+        """Return the size of these latents in a transcoded test archive, and their accuracy."""
         _, size, tables = self.transcoded(**how)
         scored = evaluate_split(
             self.seen(self.x, columns), self.y, self.seen(self.x_test, columns), self.y_test,
@@ -81,7 +81,7 @@ class Measure:
         }
 
     def transcoded(self, **how: Any) -> tuple[int, int, int]:
-        """Return the latents of a copy of the test archive, its bytes, and those of them that are models."""
+        """Return the latents of a transcoded test archive, its bytes, and the bytes of its models."""
         out = self.folder / "out.bin"
         transcode(self.test, out, names=False, external_tables=True, force=True, **how)
         with stochcl.open(out) as archive:
@@ -89,11 +89,11 @@ class Measure:
             return archive.header.latents, parts["codes"] + parts["tables"], parts["tables"]
 
     def seen(self, symbols: np.ndarray, columns: list[int]) -> np.ndarray:
-        """Return what the probe is given of these latents: symbols, or the vectors that they decode to."""
+        """Return the probe's input for these latents: symbols, or decoded vectors."""
         kept = symbols[:, columns]
         if self.decoder is not None:
             return self.decoder.select(columns).decode(kept)
-        if self.categorical:  # to a linear probe the numbers of categories say nothing
+        if self.categorical:  # category numbers mean nothing to a linear probe
             return np.eye(self.header.alphabet, dtype=np.uint8)[kept].reshape(len(kept), -1)
         return kept
 
@@ -108,17 +108,17 @@ class Measure:
         return self.row(list(range(self.latents)), **how)
 
     def prefix(self, most: int) -> dict[str, Any] | None:
-        """Return the row of the widest prefix that takes at most so many bytes; None where no latent does."""
+        """Return the row of the widest prefix of at most ``most`` bytes; None if no latent fits."""
         try:
             latents, size, _ = self.transcoded(rate=8 * most / len(self.y_test))
-        except UsageError:  # not even one latent
+        except UsageError:  # not even one latent fits
             return None
-        while size > most and latents > 1:  # a rate is of codes, and tables of their own may come on top
+        while size > most and latents > 1:  # the rate excludes the archive's own tables
             latents, size, _ = self.transcoded(latents=latents - 1)
         return None if size > most else self.row(list(range(latents)), latents=latents)
 
     def random(self, count: int) -> dict[str, Any]:
-        """Return the mean of some draws of so many latents."""
+        """Return the mean of several random choices of ``count`` latents."""
         rng = np.random.default_rng([self.options.seed, count])
         draws = [rng.choice(self.latents, count, replace=False).tolist() for _ in range(self.options.draws)]
         rows = [self.chosen(draw) for draw in draws]
@@ -126,13 +126,13 @@ class Measure:
         return {"latents": count, "draws": len(rows)} | mean
 
     def label(self) -> dict[str, Any]:
-        """Return what the classes alone take."""
+        """Return the cost of storing only the classes."""
         bits = math.log2(len(set(self.y)))
         return {"classes": len(set(self.y)), "bits_per_image": bits, "bytes": math.ceil(bits * len(self.y_test) / 8)}
 
 
 def ladder(latents: int, steps: list[int] | None) -> list[int]:
-    """Return how many latents are chosen: those asked for, or 8, 16 ... below all of them."""
+    """Return the numbers of latents to choose: the requested ones, or 8, 16 ... below the total."""
     if steps is None:
         return [LEAST << i for i in range(16) if LEAST << i < latents] or [max(1, latents // 2)]
     if wrong := [k for k in steps if not 1 <= k <= latents]:

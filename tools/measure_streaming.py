@@ -43,7 +43,7 @@ LATENCIES = 9
 
 @dataclass(frozen=True)
 class Case:
-    """Codes to be written: how many, of what width, from a network or independent, with or without names."""
+    """Codes to write: their number, width, source (a network or independent bits), and names."""
 
     name: str
     rows: int
@@ -53,7 +53,7 @@ class Case:
 
 
 def random_network(latents: int, hidden: int = HIDDEN, seed: int = 0) -> AutoregressiveModel:
-    """A masked network whose log-odds spread over most of the levels."""
+    """Return a masked network whose log-odds spread over most of the levels."""
     rng = np.random.default_rng(seed)
     seen = np.arange(latents)
     degrees = 1 + np.arange(hidden) * (latents - 1) // hidden
@@ -80,7 +80,7 @@ def random_network(latents: int, hidden: int = HIDDEN, seed: int = 0) -> Autoreg
 
 
 def draw(network: AutoregressiveModel, rows: int, seed: int) -> np.ndarray:
-    """Rows from the network's own distribution, packed."""
+    """Draw rows from the network's distribution, packed."""
     rng, stepper = np.random.default_rng(seed), Stepper(network, rows)
     for indices in stepper:
         stepper.tell((rng.integers(0, 4096, rows) < network.levels[indices]).astype(np.uint8))
@@ -88,7 +88,7 @@ def draw(network: AutoregressiveModel, rows: int, seed: int) -> np.ndarray:
 
 
 def batches(case: Case) -> Iterator[Codes]:
-    """The case's codes, the same whenever they are asked for; a network's are some thousand rows in many orders."""
+    """Yield the case's codes, always the same; a network's are a few thousand rows in many orders."""
     network = random_network(case.latents) if case.network else None
     pool = None if network is None else draw(network, min(BATCH, case.rows), 1)
     p = np.random.default_rng(2).beta(0.5, 0.5, case.latents).astype(np.float32)
@@ -103,12 +103,12 @@ def batches(case: Case) -> Iterator[Codes]:
 
 
 def name_of(row: int) -> str:
-    """The name of a row, as a data set of folders has it."""
+    """Return the name of a row, as in a data set of folders."""
     return f"train/n{row // 1300:08d}/n{row // 1300:08d}_{row * 2654435761 % 100_000}.JPEG"
 
 
 def write(case: Case, path: Path) -> dict[str, Any]:
-    """Write the codes, batch after batch."""
+    """Write the codes in batches."""
     network = random_network(case.latents) if case.network else None
     tables = Tables((case.latents,), IndependentModel.fit(next(batches(case))), None, network)
     header = Header(
@@ -137,7 +137,7 @@ def write(case: Case, path: Path) -> dict[str, Any]:
 
 
 def read(case: Case, path: Path) -> dict[str, Any]:
-    """Read all codes in order, and look at their names."""
+    """Read all codes in order, and check their names."""
     crc, row, started = 0, 0, time.perf_counter()
     with Archive(path) as archive:
         for codes in archive.iter_codes():
@@ -160,7 +160,7 @@ def read_shuffled(case: Case, path: Path) -> dict[str, Any]:
 
 
 def read_in_any_order(case: Case, path: Path) -> dict[str, Any]:
-    """Read single rows here and there, without their names."""
+    """Read single rows in random order, without names."""
     rows = np.random.default_rng(4).integers(0, case.rows, ANY_ORDER).tolist()
     started = time.perf_counter()
     with Archive(path) as archive:
@@ -170,7 +170,7 @@ def read_in_any_order(case: Case, path: Path) -> dict[str, Any]:
 
 
 class Counting(io.FileIO):
-    """A file that counts the bytes which are read from it."""
+    """A file that counts the bytes read."""
 
     count = 0
 
@@ -181,7 +181,7 @@ class Counting(io.FileIO):
 
 
 def read_one(case: Case, path: Path) -> dict[str, Any]:
-    """Open the archive and read one row, in an interpreter that has done so with another archive's before."""
+    """Open the archive and read one row, in an interpreter that has done so before."""
     opened, whole, spent = [], [], []
     rows = np.random.default_rng(5).integers(0, case.rows, LATENCIES + 1).tolist()
     for row in rows:
@@ -211,22 +211,22 @@ STEPS: dict[str, Callable[[Case, Path], dict[str, Any]]] = {
 
 
 def peak() -> int:
-    """The most bytes that were resident in this process."""
+    """Return the peak resident bytes of this process."""
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
 
 
 def run(step: str, case: Case, path: Path) -> dict[str, Any]:
-    """Take one step, in a process of its own."""
+    """Run one step in a separate process."""
     stay_on_one_core()
     before = time.process_time()
     found = STEPS[step](case, path)
-    # Beside the clock the processor's own time, which another process on the same core does not prolong.
+    # Processor time as well, which other processes on the core do not prolong.
     return {**found, "processor_seconds": round(time.process_time() - before, 2), "peak_mb": round(peak() / 1e6, 1)}
 
 
 def measure(case: Case, folder: Path) -> dict[str, Any]:
-    """Take all steps with one case."""
+    """Run all steps on one case."""
     path, steps = folder / "codes.bin", {}
     for step in STEPS:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--network-rows", type=int, default=1_000_000, help="from a network; 1,000,000 by default")
     parser.add_argument("--wide-rows", type=int, default=20_000, help="of 2,048 latents; 20,000 by default")
     options = parser.parse_args()
-    os.environ.update(ONE_THREAD)  # for the processes to come
+    os.environ.update(ONE_THREAD)  # for child processes
     cases = [
         Case("independent bits", options.rows, 128, network=False, names=False),
         Case("network, with names", options.network_rows, 128, network=True, names=True),

@@ -26,11 +26,11 @@ PANELS = {
     "Text embeddings": ("text.json",),
 }
 OTHERS = {"LSQ": ("#e08e00", "D"), "RQ": ("#8d5a97", "s"), "OPQ": ("#2e8b57", "^"), "PQ": ("#d1495b", "v")}
-"""Quantisers and their looks; fitted to other rows they are dashed."""
+"""Quantisers and their looks; dashed if fitted to other rows."""
 
 
 def points(rows: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
-    """Return the best row of each size of a method, through an entropy coder where that was measured."""
+    """Return the best row of each size of a method, entropy-coded if measured."""
     found = [row for row in rows if row["method"] == method and row["input"] == "vectors"]
     coded = [row for row in found if row["coding"] != "packed"] or found
     best: dict[str, dict[str, Any]] = {}
@@ -40,7 +40,7 @@ def points(rows: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
 
 
 def draw_panel(axes: Axes, result: dict[str, Any], title: str) -> None:
-    """Draw the first model of a result, its quantisers, and its float features as a line across."""
+    """Draw a result's first model, its quantisers, and its float features as a horizontal line."""
     rows = result["rows"]
     for name in dict.fromkeys(row["method"] for row in rows):
         if (base := name.removesuffix(ELSEWHERE)) in OTHERS:
@@ -71,7 +71,7 @@ def draw_panel(axes: Axes, result: dict[str, Any], title: str) -> None:
 
 
 def draw_curve(axes: Axes, rows: list[dict[str, Any]], **look: Any) -> None:
-    """Draw a method's points, joined."""
+    """Draw a method's points as a line."""
     axes.plot([row["bits_per_image"] for row in rows], [100 * row["accuracy"] for row in rows], markersize=5, **look)
 
 

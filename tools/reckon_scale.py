@@ -19,26 +19,26 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "explanation" / "scale.md"
 COUNTS = (10**8, 10**9)
-CORES = 64  # of a machine; assumed
-NETWORK = 10e9 / 8  # bytes a second between storage and machines, 10 Gbit/s; assumed
+CORES = 64  # per machine; assumed
+NETWORK = 10e9 / 8  # bytes per second between storage and machines, 10 Gbit/s; assumed
 SHARD = 100_000  # images, stochcl.api.shards.SHARD_IMAGES
-ENTRY = 200  # bytes of a shard in the manifest: stochcl/compress/sharded.py
+ENTRY = 200  # bytes per shard in the manifest: stochcl/compress/sharded.py
 BEGIN, END = "<!-- reckoned: begin -->", "<!-- reckoned: end -->"
 
 
 def of(name: str) -> dict[str, Any]:
-    """Return a file of results."""
+    """Return a result file."""
     return json.loads((RESULTS / name).read_text("utf-8"))
 
 
 def stage(found: dict[str, Any], *names: str) -> float:
-    """Core-seconds an image that stages take together."""
+    """Return the core-seconds per image of some stages together."""
     return sum(row["core_ms_each"] for row in found["rows"] if row["stage"] in names) / 1e3
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of one core, or bytes, for each image."""
+    """Core-seconds or bytes per image."""
 
     general: float
     feeding: float
@@ -61,7 +61,7 @@ class Costs:
 
     @classmethod
     def measured(cls) -> Costs:
-        """Read them."""
+        """Read the measured costs."""
         general, resnet50 = of("throughput-general.json"), of("throughput-resnet50.json")
         scale, listing, decoding, loading = (
             of(name) for name in ("scale.json", "listing.json", "decoding.json", "loading.json")
@@ -91,7 +91,7 @@ class Costs:
 
 
 def hours(seconds: float) -> str:
-    """Write a time.
+    """Format a time.
 
     >>> [hours(s) for s in (30, 600, 9000, 900_000)]
     ['30 s', '10 min', '2.5 h', '10 d']
@@ -104,7 +104,7 @@ def hours(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Write so many bytes.
+    """Format a number of bytes.
 
     >>> [size(n) for n in (2e5, 3.1e9, 1.9e12)]
     ['0.2 MB', '3.1 GB', '1.9 TB']
@@ -121,7 +121,7 @@ def tables(costs: Costs) -> str:
 
 
 def measured_table(costs: Costs) -> str:
-    """Return what an image costs, with the file that says so."""
+    """Return the table of costs per image, with their result files."""
     general, resnet50, scale = "throughput-general.json", "throughput-resnet50.json", "scale.json"
     decoding, ms, us = "decoding.json", "{:.2f} ms", "{:.1f} µs"
     rows = [
@@ -146,13 +146,13 @@ def measured_table(costs: Costs) -> str:
 
 
 def carried_table(costs: Costs) -> str:
-    """Return what so many images cost."""
+    """Return the table of costs of many images."""
 
     def row(what: str, *cells: str) -> str:
         return f"| {what} | " + " | ".join(cells) + " |\n"
 
     def shared(what: str, each: float) -> str:
-        """A time of one core, of one machine, and of ten."""
+        """Return a row of times on one core, one machine and ten machines."""
         times = [[hours(n * each / parts) for parts in (1, CORES, 10 * CORES)] for n in COUNTS]
         return row(what, *("; ".join(found) for found in times))
 
@@ -190,7 +190,7 @@ def carried_table(costs: Costs) -> str:
 
 
 def in_page(text: str, found: str) -> str:
-    """Return the page with these tables in it."""
+    """Return the page with these tables."""
     return re.sub(
         f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: f"{BEGIN}\n\n{found}\n{END}", text, flags=re.DOTALL
     )

@@ -19,7 +19,7 @@ PIXEL_BITS, FLOAT_BITS = 24, 32
 
 
 def reductions(result: dict[str, Any], side: int | None) -> list[dict[str, Any]]:
-    """Return ``of`` what, its 588th in ``bits``, and the best code of ours that fits, or None, with its accuracy."""
+    """Return each quantity (``of``), its 588th in ``bits``, and our best code that fits, with its accuracy."""
     whole = {"pixels at 224 x 224": 224 * 224 * PIXEL_BITS}
     if side is not None:
         whole[f"pixels at the images' own {side} x {side}"] = side * side * PIXEL_BITS

@@ -20,12 +20,12 @@ from stochcl.encoders.inference import encode
 from stochcl.encoders.modelfile import load_model, save_model
 from stochcl.training.images import read_images
 
-SHRINKAGE = 0.01  # of the mean variance, added to each direction's before the whitening
+SHRINKAGE = 0.01  # share of the mean variance added to each direction's before whitening
 BATCH, LR = 512, 1e-3
 
 
 def whitening(features: torch.Tensor) -> torch.Tensor:
-    """Return the matrix, shape (V, V), that gives features uncorrelated directions of about equal variance."""
+    """Return the matrix, shape (V, V), that decorrelates features and makes their variances about equal."""
     variance, directions = torch.linalg.eigh(torch.cov(features.T.double()))
     scaled = directions / (variance + SHRINKAGE * variance.mean()).sqrt()
     return scaled.float()

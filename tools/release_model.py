@@ -21,7 +21,7 @@ NAMES = {"logistic": "linear", "knn": "nearest neighbours", "svm": "linear SVM"}
 
 
 def figures(results: dict) -> dict[str, str]:
-    """What `stochcl models` shows: a line for each set and rung, with the accuracy of every probe."""
+    """Return the lines of `stochcl models`: one per set and rung, with each probe's accuracy."""
     scores: dict[tuple[str, str], dict[str, float]] = {}
     bits = {}
     for row in results["rows"]:

@@ -40,7 +40,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 COMMENT = re.compile(r"[ \t]+# .*$", re.MULTILINE)
-INSTALL = re.compile(r"^pip install [^&\n]*&& (?=stochcl )", re.MULTILINE)  # .ci/run has done that
+INSTALL = re.compile(r"^pip install [^&\n]*&& (?=stochcl )", re.MULTILINE)  # already installed by .ci/run
 PLAIN = re.compile(r"(?:(?P<before>[^|;&<>$(){}\\#]+) \| )?(?P<command>stochcl [^|;&<>$(){}*\\#]+)")
 
 MOST: dict[str, dict[str, str]] = {
@@ -50,7 +50,7 @@ MOST: dict[str, dict[str, str]] = {
     "finetune": {"--epochs": "1", "--batch-size": "4", "--size": "32", "--hold-out": "2"},
     "benchmark rate-accuracy": {"--ladder": "8", "--bits": "8", "--baselines": "float32,random-signs"},
 }
-"""What a shortened example may ask for, by how it begins: no larger number, and this where it asks for nothing."""
+"""Limits of a shortened example, by its beginning: an upper bound, and a default, for each option."""
 
 ELSEWHERE = [
     ("torchrun --nproc-per-node 8 -m stochcl ", "stochcl ", "tests/cli/test_train.py runs torchrun"),
@@ -58,17 +58,17 @@ ELSEWHERE = [
     ("stochcl estimate photos/", "stochcl estimate vectors.npy -m head.safetensors", "photos/ has too few images"),
     ("--engine ray", "--shard-images 5", "Ray is optional; tests/distributed runs it"),
 ]
-"""Parts of examples, what stands in for them, and why."""
+"""Parts of examples, their replacements, and why."""
 
 
 def pages() -> list[Path]:
-    """Return the pages whose examples run; the format's page has a test of its own."""
+    """Return the pages whose examples run; the format's page has its own test."""
     return [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != "FORMAT.md")]
 
 
 @dataclass
 class Page:
-    """One page while its examples run: a folder and the names that its Python blocks have made."""
+    """A page while its examples run: its folder, and the names defined by its Python blocks."""
 
     path: Path
     folder: Path
@@ -78,7 +78,7 @@ class Page:
         prepare(self.folder)
 
     def run(self) -> list[tuple[re.Match[str], str]]:
-        """Run the blocks in order; return each with what it printed."""
+        """Run the blocks in order; return each with its output."""
         text = self.path.read_text("utf-8")
         with contextlib.chdir(self.folder):
             return [(block, self.run_block(block)) for block in BLOCK.finditer(text) if is_run(block)]
@@ -96,7 +96,7 @@ class Page:
 
 
 def prepare(folder: Path) -> None:
-    """Put into a new folder what pages take for granted."""
+    """Put the files that pages expect into a new folder."""
     import numpy as np
     from sklearn.datasets import load_digits
 
@@ -111,12 +111,12 @@ def prepare(folder: Path) -> None:
 
 
 def is_run(block: re.Match[str]) -> bool:
-    """Tell whether a block runs here: nothing leaves it out, and what it needs is installed."""
+    """Tell whether a block runs here: it is not excluded, and its requirements are installed."""
     return block["how"] != "not run" and (block["needs"] is None or find_spec(block["needs"]) is not None)
 
 
 def run_lines(code: str, *, shortened: bool = False) -> str:
-    """Run lines of a shell: in bash, but for plain stochcl commands and what is piped to them, in this process."""
+    """Run shell lines: plain stochcl commands, also piped ones, in this process, others in bash."""
     code = COMMENT.sub("", code)
     if shortened:
         for part, other, _ in ELSEWHERE:
@@ -136,7 +136,7 @@ def run_lines(code: str, *, shortened: bool = False) -> str:
 
 
 def shorten_command(arguments: list[str]) -> list[str]:
-    """Return a command that asks for no more than ``MOST``."""
+    """Return a command limited by ``MOST``."""
     out, text = list(arguments), " ".join(arguments) + " "
     most = next((most for start, most in MOST.items() if text.startswith(f"{start} ")), {})
     for option, value in most.items():
@@ -148,7 +148,7 @@ def shorten_command(arguments: list[str]) -> list[str]:
 
 
 def run_command(arguments: list[str], piped: bytes | None = None) -> str:
-    """Run a stochcl command in this process, which has imported what it needs."""
+    """Run a stochcl command in this process, where imports are done."""
     from click.testing import CliRunner
 
     from stochcl.cli import main
@@ -161,7 +161,7 @@ def run_command(arguments: list[str], piped: bytes | None = None) -> str:
 
 
 def run_shell(code: str) -> str:
-    """Run lines in bash, with ``stochcl`` and ``python`` being this interpreter's and this checkout's."""
+    """Run lines in bash, with ``stochcl`` and ``python`` from this interpreter and checkout."""
     python = shlex.quote(sys.executable)
     start = f'set -euo pipefail\nstochcl() {{ {python} -m stochcl "$@"; }}\npython() {{ {python} "$@"; }}\n'
     done = subprocess.run(
@@ -186,12 +186,12 @@ def cut(printed: str, shown: str) -> str:
 
 
 def without_numbers(text: str) -> str:
-    """Return the words of an output: numbers and hashes differ from machine to machine."""
+    """Return the words of an output; numbers and hashes differ between machines."""
     return " ".join(re.sub(r"\b[0-9a-f]{12,}\b|\d[\d.,]*", "0", text).split())
 
 
 def check(path: Path, *, write: bool = False) -> list[str]:
-    """Run a page's examples; return what it shows that is not what they print."""
+    """Run a page's examples; return the outputs that differ."""
     with tempfile.TemporaryDirectory() as folder:
         found = Page(path, Path(folder)).run()
     text, wrong = path.read_text("utf-8"), []

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: Sphinx's roles in docstrings (``:class:`~a.b.C```) become plain code; types are tidied."""
+"""An mkdocs hook: turn Sphinx roles in docstrings (``:class:`~a.b.C```) into plain code, and tidy types."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Take the roles off a page; ``~`` stands for the last part of a name, as in Sphinx."""
+    """Remove the roles from a page; ``~`` keeps only the last part of a name, as in Sphinx."""
     html = re.sub(r":(?:func|class|meth|data|attr|mod):<code>~(?:\w+\.)*", "<code>", html)
     html = re.sub(r":(?:func|class|meth|data|attr|mod):(?=<code>)", "", html)
     html = re.sub(r"\b(path|array|file)(</\w+>)? - (<\w+[^>]*>)?like\b", r"\1\2-\3like", html)  # not a subtraction

@@ -27,21 +27,21 @@ IMAGES, TABLE = "images.npy", "factors.csv"
 SHAPES = ("square", "ellipse", "heart")
 
 FACTORS = ("shape", "scale", "rotation", "x", "y")
-"""What a sprite is made from, in the order of its table's columns."""
+"""A sprite's factors, in the order of its table's columns."""
 
 SIZES = (8, 512)
 """Smallest and largest side of an image, in pixels."""
 
-SCALES = (0.15, 0.3)  # half of a figure's extent, as a part of the image's side
-PLACES = (0.3, 0.7)  # of its centre: the largest figure, turned, just fits
+SCALES = (0.15, 0.3)  # half of a figure's extent, relative to the image's side
+PLACES = (0.3, 0.7)  # range of its centre: the largest figure just fits at any angle
 TURN = 40.0
-"""A figure is turned by at most so many degrees, either way.
+"""The largest rotation of a figure in degrees, either way.
 
-A square looks the same after 90 degrees and an ellipse after 180, so a full turn has no one answer. Within less than
-45 either way each of the three shapes shows its angle, and the angle has no seam, where 359 is beside 0.
+A square looks the same after 90 degrees and an ellipse after 180, so a full turn would be ambiguous. Below 45 degrees
+either way, each of the three shapes shows its angle, and the angle does not wrap around.
 """
 
-_CONTRAST = 0.35  # least difference of brightness between figure and ground
+_CONTRAST = 0.35  # least difference in brightness between figure and ground
 _SLENDER = 0.55  # the ellipse's short axis
 _CHUNK_PIXELS = 1 << 20  # drawn at a time
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -49,13 +49,13 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True, eq=False)
 class Sprites:
-    """Images and what they were made from.
+    """Images and their factors.
 
     Parameters
     ----------
     images : ndarray of uint8, shape (N, size, size, 1), or (N, size, size, 3) in colour
     shape : ndarray of int64, shape (N,)
-        Places in ``SHAPES``.
+        Indices into ``SHAPES``.
     scale, x, y : ndarray of float64, shape (N,)
         Half of the figure's extent, and its centre from the left and from the top, as parts of the image's side.
     rotation : ndarray of float64, shape (N,)
@@ -73,7 +73,7 @@ class Sprites:
         return len(self.images)
 
     def factors(self) -> NDArray[np.float64]:
-        """Return the factors as numbers, shape (N, 5), in the order of ``FACTORS``; shapes as their places."""
+        """Return the factors as numbers, shape (N, 5), in the order of ``FACTORS``; shapes as indices."""
         return np.stack([np.asarray(getattr(self, name), np.float64) for name in FACTORS], axis=1)
 
     def table(self, names: tuple[str, ...]) -> str:
@@ -86,11 +86,10 @@ class Sprites:
 
 
 def make_sprites(count: int, *, size: int = 64, seed: int = 0, colour: bool = False, plain: bool = False) -> Sprites:
-    """Draw sprites: each a square, an ellipse or a heart, of any scale, angle and place, independently of each other.
+    """Draw sprites: each a square, an ellipse or a heart with independent scale, angle and position.
 
-    Figure and ground are of two random greys, or colours, that differ in brightness by 0.35 of the range at least,
-    either way; edges are antialiased. The factors are a function of the seed and the count alone, and the first of
-    two sets of other sizes or colours are the same figures.
+    Figure and ground have random greys or colours that differ in brightness by at least 0.35 of the range; edges are
+    antialiased. The factors depend only on the seed and the count, not on size or colour.
 
     Parameters
     ----------
@@ -101,7 +100,7 @@ def make_sprites(count: int, *, size: int = 64, seed: int = 0, colour: bool = Fa
     colour : bool
         Three channels instead of one.
     plain : bool
-        White on black, so that nothing but the five factors varies.
+        White on black, so that only the five factors vary.
 
     Raises
     ------
@@ -135,7 +134,7 @@ def make_sprites(count: int, *, size: int = 64, seed: int = 0, colour: bool = Fa
 def _paints(
     rng: np.random.Generator, count: int, *, colour: bool, plain: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Draw the colours of figures and grounds, each shape (N, channels), 0..1."""
+    """Draw the colours of figures and grounds, each of shape (N, channels), 0..1."""
     channels = 3 if colour else 1
     if plain:
         return np.ones((count, channels), np.float32), np.zeros((count, channels), np.float32)
@@ -146,7 +145,7 @@ def _paints(
     painted = []
     for grey in greys:
         luma = grey[:, None].astype(np.float32)
-        if colour:  # a tint that leaves the brightness alone, as strong as fits into 0..1
+        if colour:  # a tint that keeps the brightness, as strong as 0..1 allows
             tint = rng.uniform(-1, 1, (count, 3)).astype(np.float32)
             tint -= (tint @ _LUMA)[:, None]
             room = np.where(tint > 0, (1 - luma) / np.maximum(tint, 1e-6), luma / np.maximum(-tint, 1e-6)).min(axis=1)
@@ -159,7 +158,7 @@ def _cover(
     shape: NDArray[np.int64], scale: NDArray[np.float64], rotation: NDArray[np.float64],
     x: NDArray[np.float64], y: NDArray[np.float64], size: int,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """Return how much of each pixel a figure covers, shape (N, size, size): by the distance of its edge."""
+    """Return each pixel's coverage by the figure, shape (N, size, size), from the distance to its edge."""
     at = ((np.arange(size, dtype=np.float32) + 0.5) / size)[None]
     across, down = (at - x[:, None].astype(np.float32))[:, None, :], (at - y[:, None].astype(np.float32))[:, :, None]
     angle = np.deg2rad(rotation).astype(np.float32)[:, None, None]
@@ -173,7 +172,7 @@ def _cover(
     return np.clip(0.5 - distance * unit * size, 0, 1).astype(np.float32)
 
 
-# Distances from a figure's edge, negative inside, in units of its scale; v goes down.
+# Distances from a figure's edge, negative inside, in units of its scale; v points down.
 
 
 def _box(u: NDArray[np.float32], v: NDArray[np.float32], half: float) -> NDArray[np.float32]:
@@ -188,7 +187,7 @@ def _square(u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float3
 
 
 def _ellipse(u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
-    """To first order: the implicit function over the length of its gradient."""
+    """Approximate to first order: the implicit function over the length of its gradient."""
     value = np.hypot(u, v / _SLENDER)
     slope = np.hypot(u, v / _SLENDER**2)
     found: NDArray[np.float32] = value * (value - 1) / np.maximum(slope, 1e-6)
@@ -196,7 +195,7 @@ def _ellipse(u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float
 
 
 def _heart(u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Join a square on its corner with a half disc on each of its upper sides."""
+    """Join a square standing on its corner with a half disc on each upper side."""
     half = 0.5
     c = np.float32(np.sqrt(0.5))
     v = v - np.float32(0.15)
@@ -210,7 +209,7 @@ def write_sprites(
     output: str | os.PathLike[str], *, images: int, size: int = 64, seed: int = 0, colour: bool = False,
     plain: bool = False, force: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Make sprites and write them to a folder, as ``images.npy`` and ``factors.csv``; return what was written."""
+    """Make sprites, write them to a folder as ``images.npy`` and ``factors.csv``, and return a description."""
     folder = Path(output)
     paths = folder / IMAGES, folder / TABLE
     if not force and (there := [path for path in paths if path.exists()]):

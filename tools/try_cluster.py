@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-MARK = "STOCHCL_TRY_CLUSTER"  # in the environment of all processes of this cluster, and of no other
+MARK = "STOCHCL_TRY_CLUSTER"  # in the environment of this cluster's processes only
 
 
 def make_images(path: Path, count: int, size: int, seed: int) -> None:
@@ -31,7 +31,7 @@ def make_images(path: Path, count: int, size: int, seed: int) -> None:
 
 
 def workers(mark: str) -> list[int]:
-    """Processes of this cluster in which a model runs."""
+    """Return this cluster's processes that run a model."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -44,7 +44,7 @@ def workers(mark: str) -> list[int]:
 
 
 class Trouble:
-    """Kills and removes, each once so much is done; told of progress by the run itself."""
+    """Kills a worker and removes a node, each once enough is done; the run reports progress to it."""
 
     def __init__(self, mark: str, cluster, node, *, kill: bool, remove: bool) -> None:
         self.mark, self.cluster, self.node, self.kill, self.remove = mark, cluster, node, kill, remove
@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
 
-    with redirect_stdout(sys.stderr):  # where Ray tells of what died
+    with redirect_stdout(sys.stderr):  # Ray reports dead processes there
         result = run(asked)
     print(json.dumps(result, indent=2))
     done = {event["what"] for event in result["happened"]}

@@ -96,9 +96,8 @@ def benchmark_rate_accuracy(
     """Measure everything requested, and cache it in ``folder/cache`` for another run.
 
     Returns JSON values under the schema ``stochcl.benchmark.rate-accuracy/0``: ``rows``, one per code and way to
-    store
-    it; ``failed``, jobs whose process died; ``left_out``, sentences; ``savings``, ours against other curves. With
-    --fit-to, ``fit`` names the sources that quantisers are also fitted to, and ``fitted_to`` gives each row's.
+    store it; ``failed``, jobs whose process died; ``left_out``, sentences; ``savings``, ours against other curves.
+    With --fit-to, ``fit`` names the sources that quantisers are also fitted to, and ``fitted_to`` gives each row's.
     """
     for module, extra in (("torch", "train"), ("matplotlib", "plots"), ("jinja2", "plots")):
         require(module, "this benchmark", extra)

@@ -1,1 +1,1 @@
-"""Training: one loop; pre-training, latents, fine-tuning, entropy networks."""
+"""Training: one loop for pre-training, latents, fine-tuning and entropy networks."""

@@ -1,4 +1,4 @@
-"""Random views of images, a batch at a time: SimCLR's for pre-training, strong ones for fine-tuning."""
+"""Random views of image batches: SimCLR's for pre-training, strong ones for fine-tuning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shift 64-bit words right logically; torch's own shift keeps the sign."""
+    """Shift 64-bit words right logically; torch's shift keeps the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -28,16 +28,16 @@ def _signed(word: int) -> int:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Finalise as SplitMix64 does (Steele, Lea, Flood: Fast splittable pseudorandom generators, 2014)."""
+    """Apply SplitMix64's finaliser (Steele, Lea, Flood: Fast splittable pseudorandom generators, 2014)."""
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift(x, 31)
 
 
 def counter_rng(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
-    """Return ``count`` uniform numbers in [0, 1) for each key: a function of key, seed and stream alone."""
+    """Return ``count`` uniform numbers in [0, 1) per key, as a function of only key, seed and stream."""
     golden = _signed(0x9E3779B97F4A7C15)
-    # On the CPU: bringing it to a GPU would wait for all the work that the GPU has.
+    # On the CPU: copying it to a GPU would wait for the GPU's queue.
     start = int(_mix(torch.tensor([seed], dtype=torch.int64) * golden + stream + 1))
     rows = _mix(keys.to(torch.int64) * golden + start)
     columns = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device) * golden
@@ -45,9 +45,9 @@ def counter_rng(keys: Tensor, seed: int, stream: int, count: int) -> Tensor:
 
 
 def as_words(uniform: Tensor) -> Tensor:
-    """Return numbers of :func:`counter_rng` as integers, int32, which mixed precision does not round.
+    """Return numbers of :func:`counter_rng` as int32, which mixed precision does not round.
 
-    Fabric's wrapper rounds a network's float inputs to bfloat16, and some of these numbers to 1.
+    Fabric rounds a network's float inputs to bfloat16, and some of these numbers to 1.
     """
     return (uniform * 2.0**24).to(torch.int32)
 
@@ -57,14 +57,14 @@ def from_words(words: Tensor) -> Tensor:
     return words.to(torch.float32) * 2.0**-24
 
 
-# Rec. 601 luma, and the rotation of hue in YIQ, where it leaves the luma alone.
+# Rec. 601 luma, and the hue rotation in YIQ, which keeps luma.
 _RGB_TO_YIQ = [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
-_VIEW_COLUMNS = 13  # random numbers that one view uses
+_VIEW_COLUMNS = 13  # random numbers per view
 _BLUR = (0.1, 2.0)  # deviations of SimCLR's Gaussian blur, in pixels
-_BLUR_SIDE = 10  # its kernel is one such part of a view wide
+_BLUR_SIDE = 10  # its kernel is a tenth of a view wide
 
 
-@cache  # making them at every step would wait for a GPU
+@cache  # recomputing them at every step would wait for a GPU
 @torch.inference_mode(mode=False)
 def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the matrix to YIQ and its inverse, float32, shape (3, 3)."""
@@ -74,16 +74,16 @@ def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The views of SimCLR (Chen et al., arXiv 2002.05709, appendix A), drawn in one batch.
+    """SimCLR's views (Chen et al., arXiv 2002.05709, appendix A), drawn per batch.
 
-    Crop, flip and resizing are one affine sampling; brightness, contrast, saturation, hue and greyscale are
-    all affine in RGB and are composed into one 3 x 4 matrix an image. That makes two passes over the pixels
-    where a chain of operations makes eight, and the parameters of an image are a function of its key alone.
+    Crop, flip and resizing are one affine sampling; brightness, contrast, saturation, hue and greyscale are affine in
+    RGB and combined into one 3 x 4 matrix per image. That takes two passes over the pixels instead of eight, and an
+    image's parameters depend only on its key.
 
-    ``size`` is the side of a view in pixels, ``area`` the smallest and the largest part of the image that a crop
-    covers, ``ratio`` its largest aspect ratio. Brightness, contrast and saturation change by up to 0.8 of
-    ``strength``, hue by 0.2 of it. ``jitter``, ``grey`` and ``blur`` are probabilities; images of 64 pixels and fewer
-    are better without blur (SimCLR, appendix B.9).
+    ``size`` is a view's side in pixels, ``area`` the smallest and largest part of the image in a crop, ``ratio`` its
+    largest aspect ratio. Brightness, contrast and saturation change by up to 0.8 of ``strength``, hue by 0.2 of it.
+    ``jitter``, ``grey`` and ``blur`` are probabilities; images of up to 64 pixels do better without blur (SimCLR,
+    appendix B.9).
     """
 
     size: int
@@ -109,7 +109,7 @@ class Augmentation:
         return views.contiguous(memory_format=torch.channels_last)
 
     def _crop(self, u: Tensor) -> Tensor:
-        """Return the affine map of each view, shape (B, 2, 3): from its corners to the crop's."""
+        """Return each view's affine map, shape (B, 2, 3), from its corners to the crop's."""
         area = self.area[0] + (self.area[1] - self.area[0]) * u[:, 0]
         ratio = torch.exp((2 * u[:, 1] - 1) * math.log(self.ratio))
         width = torch.sqrt(area * ratio).clamp(max=1)
@@ -121,7 +121,7 @@ class Augmentation:
         return torch.stack([width * flip, zero, x, zero, height, y], dim=1).view(-1, 2, 3)
 
     def _colour(self, u: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Compose the colour changes: matrices (B, 3, 3) and offsets (B, 3), from mean colours (B, 3)."""
+        """Combine the colour changes to matrices (B, 3, 3) and offsets (B, 3), from mean colours (B, 3)."""
         b = len(u)
         on = (u[:, 5] < self.jitter).float()[:, None]
         signed = on * (2 * u[:, 6:10] - 1)
@@ -146,7 +146,7 @@ class Augmentation:
 
 
 def gaussian_blur(images: Tensor, side: int, deviation: Tensor) -> Tensor:
-    """Blur each image by a Gaussian of its own deviation, in pixels, cut off to an odd ``side``; borders reflect."""
+    """Blur each image with its own Gaussian deviation, in pixels, cut to an odd ``side``; borders reflect."""
     b, c, h, w = images.shape
     offsets = torch.arange(side, device=images.device) - side // 2
     kernels = torch.softmax(-offsets.square() / (2 * deviation.square()[:, None]), dim=1)
@@ -160,9 +160,9 @@ _ENHANCED = 0.9  # a factor of 0.1 to 1.9
 _SHEARED = 0.3
 _SHIFTED = 0.45  # of the side
 _TURNED = 30.0  # degrees
-_POSTERISED = 4  # bits that are lost at most
+_POSTERISED = 4  # bits lost at most
 GREY = 128.0
-"""What stands where a moved image has left its place."""
+"""The fill outside a moved image."""
 
 
 def _column(amount: Tensor) -> Tensor:
@@ -209,20 +209,20 @@ def posterise(images: Tensor, amount: Tensor) -> Tensor:
 
 
 def solarise(images: Tensor, amount: Tensor) -> Tensor:
-    """Invert what is brighter than a threshold."""
+    """Invert pixels above a threshold."""
     threshold = 255 * (1 - _column(amount.abs()))
     return torch.where(images >= threshold, 255 - images, images)
 
 
 def autocontrast(images: Tensor, amount: Tensor) -> Tensor:
-    """Stretch each channel to 0..255; the amount does not matter."""
+    """Stretch each channel to 0..255; ignores the amount."""
     low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
     stretched = (images - low) * (255 / (high - low).clamp(min=1e-6))
     return torch.where(high > low, stretched, images)
 
 
 def equalise(images: Tensor, amount: Tensor) -> Tensor:
-    """Give each channel a flat histogram; the amount does not matter."""
+    """Equalise each channel's histogram; ignores the amount."""
     b, c, h, w = images.shape
     values = images.round().clamp(0, 255).long().view(b * c, h * w)
     histogram = torch.zeros(b * c, 256, dtype=torch.int64, device=images.device)
@@ -236,29 +236,29 @@ def equalise(images: Tensor, amount: Tensor) -> Tensor:
 
 
 def identity(images: Tensor, amount: Tensor) -> Tensor:
-    """Leave images as they are."""
+    """Return the images unchanged."""
     return images
 
 
 def _moved(images: Tensor, changed: dict[int, Tensor]) -> Tensor:
-    """Sample images at affinely moved places: entries of the matrices from output to input, by their place in it."""
+    """Resample images with an affine map; ``changed`` sets entries of its matrix by position."""
     matrix = torch.eye(2, 3, device=images.device, dtype=images.dtype).flatten().repeat(len(images), 1)
     for place, values in changed.items():
         matrix[:, place] = values
     grid = functional.affine_grid(matrix.view(-1, 2, 3), list(images.shape), align_corners=False)
-    # Grid sampling fills with zeros: of images less GREY, that is GREY.
+    # Grid sampling fills with zeros, so subtract GREY first.
     return functional.grid_sample(images - GREY, grid, align_corners=False) + GREY
 
 
 def rotate(images: Tensor, amount: Tensor) -> Tensor:
-    """Turn about the middle, anticlockwise where the amount is positive."""
+    """Rotate about the centre, anticlockwise for positive amounts."""
     angle = torch.deg2rad(_TURNED * amount)
     cos, sin = torch.cos(angle), torch.sin(angle)
     return _moved(images, {0: cos, 1: -sin, 3: sin, 4: cos})
 
 
 def _mover(place: int, most: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the operation that changes one entry of the matrix by up to so much."""
+    """Return an operation that changes one matrix entry by up to ``most``."""
     return lambda images, amount: _moved(images, {place: most * amount})
 
 
@@ -270,11 +270,11 @@ OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     identity, autocontrast, equalise, rotate, solarise, colour, posterise, contrast, brightness, sharpness, shear_x,
     shear_y, shift_x, shift_y,
 )  # fmt: skip
-"""The fourteen of RandAugment, in its order."""
+"""RandAugment's fourteen operations in its order."""
 
 
 def apply_each(images: Tensor, chosen: Tensor, amount: Tensor) -> Tensor:
-    """Apply to each image an operation of its own."""
+    """Apply to each image its own operation."""
     out = images.clone()
     order = to_device(chosen.argsort(stable=True), images.device)
     counts = chosen.bincount(minlength=len(OPERATIONS)).tolist()
@@ -284,22 +284,22 @@ def apply_each(images: Tensor, chosen: Tensor, amount: Tensor) -> Tensor:
     return out
 
 
-_STRONG_COLUMNS = 6  # random numbers beside those of the operations: area, two of the place, flip, two of the hole
+_STRONG_COLUMNS = 6  # random numbers besides the operations' own: area, two for the position, flip, two for the hole
 
 
 @dataclass(frozen=True)
 class StrongAugmentation:
-    """One view of each image of a batch; what is drawn for an image is a function of its key alone.
+    """One strong view of each image; an image's draws depend only on its key.
 
-    A view is a window of the image, moved by up to ``padding`` beyond the border (where the image is reflected), as
-    random crops of padded images are. Operations are drawn as by TrivialAugment (Mueller and Hutter, arXiv
-    2103.10158): evenly from those of RandAugment, with an even strength. A square is cut out (DeVries and Taylor,
-    arXiv 1708.04552).
+    A view is a window of the image, shifted by up to ``padding`` beyond the border (where the image is reflected),
+    like random crops of padded images. Operations are drawn as in TrivialAugment (Mueller and Hutter, arXiv
+    2103.10158): uniformly from RandAugment's, with a uniform strength. A square is cut out (DeVries and Taylor, arXiv
+    1708.04552).
 
-    ``padding`` and ``cutout`` are parts of the side; ``area`` is the smallest part of the image that a window covers,
-    which is then brought to the view's ``size``. Where that is smaller than the image's and ``area`` is 1, a view is
-    a piece of the image at its own scale: seen smaller in training, objects would be too large at test (Touvron et
-    al., arXiv 1906.06423).
+    ``padding`` and ``cutout`` are fractions of the side; ``area`` is the smallest part of the image in a window,
+    which is resized to ``size``. If the view is smaller than the image and ``area`` is 1, a view is a piece of the
+    image at its own scale: objects seen smaller in training would look too large at test (Touvron et al., arXiv
+    1906.06423).
     """
 
     size: int
@@ -325,12 +325,12 @@ class StrongAugmentation:
         return views.contiguous(memory_format=torch.channels_last)
 
     def _window(self, u: Tensor, side: int) -> Tensor:
-        """Return the affine map of each view, shape (B, 2, 3): from its corners to the window's."""
+        """Return each view's affine map, shape (B, 2, 3), from its corners to the window's."""
         whole = min(1.0, self.size / side) if self.area == 1 else 1.0
         scale = whole * torch.sqrt(self.area + (1 - self.area) * u[:, 0])
         reach = side * ((1 - scale) / 2 + self.padding)
         shift = [(2 * u[:, i] - 1) * reach for i in (1, 2)]
-        if self.area == 1:  # by whole pixels, from where pixels fall on pixels: by parts of one they would be blurred
+        if self.area == 1:  # shift by whole pixels on the pixel grid, because fractions would blur
             odd = (side - self.size) % 2 / 2 if self.size < side else 0.0
             shift = [(pixels - odd).round() + odd for pixels in shift]
         x, y = (2 * pixels / side for pixels in shift)
@@ -339,7 +339,7 @@ class StrongAugmentation:
         return torch.stack([scale * sign, zero, x, zero, scale, y], dim=1).view(-1, 2, 3)
 
     def _hole(self, u: Tensor) -> Tensor:
-        """Return where something is cut out, bool, shape (B, 1, size, size); the square's middle is in the view."""
+        """Return the mask of the cut-out squares, bool, shape (B, 1, size, size); centres are inside the view."""
         at = torch.arange(self.size, device=u.device) + 0.5
         half = self.cutout * self.size / 2
         row, column = ((at - u[:, i : i + 1] * self.size).abs() < half for i in (4, 5))

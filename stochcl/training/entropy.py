@@ -31,27 +31,27 @@ if TYPE_CHECKING:
 
 
 MIN_CODES = 1000
-"""Fewer codes than this get no network, which would overfit."""
+"""The fewest codes that get a network; with fewer it would overfit."""
 
 DEFAULT_HIDDEN = 1024
-"""Hidden units of a network for many codes; see :func:`hidden_units`."""
-_ROWS, _FEATURES = 2048, 4096  # of codes, and of features, at a time where nothing is learned
-_BATCH, _LEAST_BATCH, _STEPS = 512, 32, 40  # rows a step, and steps that a pass should have
+"""Hidden units for many codes; see :func:`hidden_units`."""
+_ROWS, _FEATURES = 2048, 4096  # codes, and features, per block outside training
+_BATCH, _LEAST_BATCH, _STEPS = 512, 32, 40  # rows per step, and the wanted steps per pass
 # Chosen by the bits of held-out codes of training images after three passes (1,024 latents): 297.5 with these, 299.3
-# with twice the first weights, 314.8 with rates of 1e-3 and 1e-2 besides.
+# with twice the first weights, 314.8 with rates of 1e-3 and 1e-2 as well.
 _LR, _HIDDEN_LR = 4e-3, 8e-3
 _DECAY = 0.03
-_AGAIN = 0.3  # of these rates, for a network that is trained already
-_HELD, _MOST_HELD = 0.05, 4000  # of the codes: the choice between passes, and what is reported
-_WORTH = 0.99  # of the bits of independent symbols: a network that costs more is not kept
+_AGAIN = 0.3  # factor of these rates for an already trained network
+_HELD, _MOST_HELD = 0.05, 4000  # codes held out, as a share and at most, to choose the pass and report
+_WORTH = 0.99  # a network is dropped above this share of the independent symbols' bits
 
 
 @dataclass(frozen=True)
 class EntropyFit:
-    """An entropy network and what it saves.
+    """An entropy network and its savings.
 
-    The network is None if independent symbols cost no more. The record has the bits per image at every rung, of codes
-    that were not fitted to.
+    The network is None if independent symbols cost no more. The record has the bits per image at every rung for
+    held-out codes.
     """
 
     network: AutoregressiveModel | None
@@ -61,9 +61,9 @@ class EntropyFit:
 def smaller_images(images: NDArray[np.uint8], seed: int, sides: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Return images as if their sources were smaller: shrunk to a random side, and enlarged again.
 
-    Enlarged photographs lack fine detail, and so their codes have another distribution, in which a network that was
-    not fitted to any saves little. Sides are even on a logarithmic scale, between a quarter of the size and all
-    of it or between ``sides``.
+    Enlarged photographs lack fine detail, so their codes have another distribution, for which a network fitted
+    without them saves little. Sides are log-uniform between a quarter of the size and the full size, or between
+    ``sides``.
     """
     size = images.shape[1]
     low, high = (-2.0, 0.0) if sides is None else (min(0.0, math.log2(side / size)) for side in sides)
@@ -77,7 +77,7 @@ def smaller_images(images: NDArray[np.uint8], seed: int, sides: tuple[int, int] 
 
 
 def hidden_units(codes: int) -> int:
-    """Return the number of hidden units for a number of codes: a linear network is enough for a few thousand.
+    """Return the number of hidden units for a number of codes: a few thousand need only a linear network.
 
     Examples
     --------
@@ -93,11 +93,11 @@ def fit_entropy(
     initial: AutoregressivePrior | None = None, joint: int | None = None,
     report: Callable[[FitProgress], None] = lambda progress: None,
 ) -> EntropyFit:  # fmt: skip
-    """Fit an entropy network to codes, by the bits that they cost.
+    """Fit an entropy network to codes by minimising their bits.
 
-    An input is held out in all of ``versions`` stacked parts, each of the same inputs in the same order. ``initial``
-    is a network to start from; it takes the fitted weights. A new one takes decisions from ``joint`` on as
-    independent.
+    An input is held out in all of the ``versions`` stacked parts, which have the same inputs in the same order. The
+    network starts from ``initial``, which receives the fitted weights. A new one treats decisions from ``joint`` on
+    as independent.
     """
     if len(codes) < MIN_CODES or codes.decisions_per_row < 2:
         return EntropyFit(None, {"codes": len(codes), "reason": "too few codes"})
@@ -137,7 +137,7 @@ def fit_entropy(
 
 
 class EntropyStage(TrainingLoop):
-    """The fit of a network to codes, in place; the weights of the pass that codes held-out rows in fewest bits stay.
+    """Fits a network to codes in place, and keeps the weights of the pass with the fewest held-out bits.
 
     ``rate`` is a factor of the learning rates.
     """
@@ -181,9 +181,9 @@ class EntropyStage(TrainingLoop):
         return {"text": f"entropy network: {self.last_bits:,.1f} bits a code"}
 
     def run(self) -> int:
-        """Fit, and return the number of the pass whose weights were kept."""
+        """Fit, and return the number of the best pass."""
         self.run_steps()
-        if self.step % self.order.steps_per_epoch:  # time ended it within a pass
+        if self.step % self.order.steps_per_epoch:  # time ran out within a pass
             self._measure_pass()
             self.report(FitProgress(1.0, f"entropy network: {self.last_bits:,.1f} bits a code"))
         self.network.load_state_dict(self._best)
@@ -199,7 +199,7 @@ class EntropyStage(TrainingLoop):
 
 @torch.no_grad()
 def float_bits(network: AutoregressivePrior, codes: Codes) -> NDArray[np.float64]:
-    """Return what each latent costs on average under the network of floats, in bits, shape (D,)."""
+    """Return the average cost of each latent under the float network, in bits, shape (D,)."""
     total = torch.zeros(codes.decisions_per_row, dtype=torch.float64)
     for start in range(0, len(codes), _ROWS):
         decisions = torch.from_numpy(codes[start : start + _ROWS].decisions()).float()
@@ -208,7 +208,7 @@ def float_bits(network: AutoregressivePrior, codes: Codes) -> NDArray[np.float64
 
 
 def hard_codes(encoder: Encoder, features: NDArray[np.floating]) -> Codes:
-    """Return the codes that a file would hold of features."""
+    """Return the codes to store for features."""
     latents, width = Latents.of(encoder.config, encoder.arrays()), encoder.config.latents
     parts = (np.asarray(features[i : i + _FEATURES], np.float32) for i in range(0, len(features), _FEATURES))
     symbols = [latents.symbols(latents.parameters(part), width) for part in parts]

@@ -1,4 +1,4 @@
-"""Fine-tuning: an encoder trained on labels, through its stochastic layer, and the classifier on its codes."""
+"""Fine-tuning: an encoder trained on labels through its stochastic layer, and a classifier on its codes."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def class_scores(encoder: Encoder, images: NDArray[np.uint8], device: torch.devi
 def with_mirrored(
     encoder: Encoder, images: NDArray[np.uint8], device: torch.device, scores: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return mean class probabilities, shape (N, C), of images that have these scores and of their mirror images."""
+    """Return class probabilities, shape (N, C), averaged over images with these scores and their mirror images."""
     mirrored = class_scores(encoder, np.ascontiguousarray(images[:, :, ::-1]), device)
     first, second = (torch.from_numpy(part).softmax(1) for part in (scores, mirrored))
     return ((first + second) / 2).numpy()
 
 
 def class_indices(labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return the place of each label among the classes, int64, shape (N,)."""
+    """Return the index of each label among the classes, int64, shape (N,)."""
     places = {name: i for i, name in enumerate(classes)}
     if unknown := sorted(set(labels) - set(places)):
         shown = ", ".join(escape_name(name) for name in unknown[:3])
@@ -100,10 +100,9 @@ def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
 
 
 def mixup(views: Tensor, targets: Tensor, alpha: float, seed: list[int]) -> tuple[Tensor, Tensor]:
-    """Mix each view, and its target, with those of the next row (Zhang et al., arXiv 1710.09412).
+    """Mix each view and target with the next row's (Zhang et al., arXiv 1710.09412).
 
-    Rows stand in a random order already. Each has a weight of its own from Beta(alpha, alpha), of which the larger
-    part is the row's own.
+    Rows are already in random order. Each has its own weight from Beta(alpha, alpha), and keeps the larger part.
     """
     if not alpha:
         return views, targets
@@ -122,9 +121,9 @@ def classification(
 
         L = H(t, softmax(W g(z))) + nested * H(t, softmax(W g(z_k))) + beta * E_q[-log2 p(z)] + E[-log p(z)]
 
-    The classifier reads the decoded vector: what a reader of a file has, whatever the family of the latents, and for
-    every prefix of a code. z is sampled here (Ramapuram et al., arXiv 2110.00552, section 3), and hard at test. The
-    last term has no gradient but the prior's: the prior follows the codes, as missing latents count as its mean.
+    The classifier reads the decoded vector, which any reader of a file has, for all families and prefixes. z is
+    sampled here (Ramapuram et al., arXiv 2110.00552, section 3), and hard at test. The last term trains only the
+    prior, which follows the codes because missing latents are replaced by its mean.
     """
     posterior = encoder.posterior(encoder.features(views))
     draw = posterior.sample(noise)
@@ -138,7 +137,7 @@ def classification(
 
 
 def deterministic_classification(encoder: Encoder, views: Tensor, targets: Tensor) -> Losses:
-    """Return the loss of the deterministic twin: the classifier reads the features themselves."""
+    """Return the loss of the deterministic twin: the classifier reads the features."""
     logits = encoder.classify(encoder.features(views))
     cross_entropy = functional.cross_entropy(logits, targets)
     zero = cross_entropy.new_zeros(())
@@ -146,10 +145,10 @@ def deterministic_classification(encoder: Encoder, views: Tensor, targets: Tenso
 
 
 def _prior_fit(encoder: Encoder, posterior: Posterior) -> Tensor:
-    """Return what the codes cost under the prior, in nats, less their gradient."""
+    """Return the codes' cost under the prior, in nats, as a term of value 0 that trains only the prior."""
     still = POSTERIORS[encoder.config.posterior](posterior.parameters.detach(), encoder.config)
     nats = still.rate(encoder.prior).sum(1).mean() * float(np.log(2))
-    # Its value is of no interest beside a cross-entropy, and a thousand times as large.
+    # Its value is a thousand times a cross-entropy and of no interest.
     return nats - nats.detach()
 
 
@@ -157,8 +156,8 @@ _VIEW, _LATENTS, _MIXING, _PREFIX, _TABLES = range(5)  # streams of random numbe
 _BETWEEN_RESUMES = ("epochs", "max_time", "device", "compile", "entropy", "entropy_hidden")
 """Options that may change when a run is resumed."""
 _MOST_WARMUP = 0.1  # of the run
-_TABLE_IMAGES = 200  # for each bit of a code
-_ENTROPY_TIME = 0.1  # of the time of a run, for its entropy network
+_TABLE_IMAGES = 200  # per bit of a code
+_ENTROPY_TIME = 0.1  # share of a run's time for its entropy network
 
 
 @dataclass
@@ -177,7 +176,7 @@ class FinetuneProgress:
     held_top1: float = math.nan
 
     def line(self) -> str:
-        """Return the figures that matter, with their units, on one line."""
+        """Return the main figures with units on one line."""
         text = (
             f"step {self.step:,}, epoch {self.epoch:.1f}, loss {self.loss:.3f} nats, "
             f"{self.images_per_second:,.0f} images/s"
@@ -186,12 +185,15 @@ class FinetuneProgress:
 
 
 _IN_PLACE = {"posterior": "gaussian", "latents": 16, "alphabet": 4}
-"""Latents in place of residual ones, which are fitted and not trained: 32 bits. On features of a frozen network, 16
-numbers of four values kept more of the classes than 32 bits that are drawn, or 8 symbols of 16 values."""
+"""Latents that replace residual ones, which are fitted, not trained: 32 bits.
+
+On features of a frozen network, 16 numbers of four values kept more of the classes than 32 sampled bits, or 8 symbols
+of 16 values.
+"""
 
 
 def starting_point(base: Encoder, options: FinetuneOptions) -> Encoder:
-    """Return the encoder that fine-tuning starts from: with the base's weights, with fresh latents, or all fresh."""
+    """Return the encoder to start from: with the base's weights, with fresh latents, or all fresh."""
     asked = {name: getattr(options, name) for name in ("posterior", "latents", "alphabet")}
     asked = {name: value for name, value in asked.items() if value is not None}
     residual = base.config.posterior == "residual"
@@ -211,7 +213,7 @@ def starting_point(base: Encoder, options: FinetuneOptions) -> Encoder:
 
 
 def _with_latents(config: EncoderConfig, asked: dict[str, Any]) -> EncoderConfig:
-    """Return a configuration with other latents; what is not asked for stays, unless it is of residual latents."""
+    """Return a configuration with other latents; unset options are kept, except those of residual latents."""
     changed: dict[str, Any] = {"ladder": (), "embedding": 0, "temperature": 1.0}
     if config.posterior == "residual":
         changed |= _IN_PLACE | {"stages": (), "reduced": 0, "transform": "none"}
@@ -222,7 +224,7 @@ def _with_latents(config: EncoderConfig, asked: dict[str, Any]) -> EncoderConfig
 
 
 def _first_stages(encoder: Encoder, count: int) -> list[torch.nn.Module]:
-    """Return the modules of the first stages, made untrainable."""
+    """Freeze the first stages, and return their modules."""
     if not count:
         return []
     if not isinstance(encoder.backbone, ResNet | EfficientNetLite):
@@ -232,16 +234,16 @@ def _first_stages(encoder: Encoder, count: int) -> list[torch.nn.Module]:
 
 def _optimizer(groups: list[dict[str, Any]], options: FinetuneOptions) -> torch.optim.Optimizer:
     if options.optimizer == "adamw":
-        # Not fused: a checkpoint does not keep how its moments lie in memory, and fused code takes them as they lie.
+        # Not fused: a checkpoint does not keep the memory layout of the moments, on which fused code depends.
         return torch.optim.AdamW(groups, lr=options.lr)
     return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True)
 
 
 class Finetuner(TrainingLoop):
-    """Fine-tuning of an encoder on labels.
+    """Fine-tunes an encoder on labels.
 
-    ``base`` is left as it is, see :func:`starting_point`; a checkpoint must agree with ``base_sha256``. Every image
-    has a label; ``classes`` are in the order of the classifier's rows.
+    ``base`` is not changed, see :func:`starting_point`; a checkpoint must agree with ``base_sha256``. Every image has
+    a label; ``classes`` are in the order of the classifier's rows.
     """
 
     progress_type = FinetuneProgress
@@ -255,7 +257,7 @@ class Finetuner(TrainingLoop):
         device = choose_device(options.device)
         self.precision = precision_used(options.precision, device.type)
         self.encoder = deepcopy(base)
-        self.encoder.set_entropy(None)  # it is of codes that will change
+        self.encoder.set_entropy(None)  # it fits codes that will change
         self.encoder.set_classes(classes, "features" if options.deterministic else "vectors")
         self.encoder.to(device)
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -292,7 +294,7 @@ class Finetuner(TrainingLoop):
         options, model = self.options, self.encoder.train()
         for module in self.frozen:
             module.eval()
-        # Some networks draw themselves (dropout): what they draw must not depend on what happened before.
+        # Some networks draw random numbers (dropout), which must not depend on earlier steps.
         torch.manual_seed((options.seed * 1_000_003 + self.step) % (1 << 63))
         rows, row_keys = self.order.take(self.step)
         keys = torch.from_numpy(row_keys)  # on the CPU, where operations are chosen
@@ -327,14 +329,14 @@ class Finetuner(TrainingLoop):
 
     def identity(self) -> dict[str, Any]:  # noqa: D102
         options = {k: v for k, v in asdict(self.options).items() if k not in _BETWEEN_RESUMES}
-        options["crop"] = list(options["crop"])  # as JSON gives it back
-        options["precision"] = self.precision  # not "auto", which may be another on another machine
+        options["crop"] = list(options["crop"])  # as JSON returns it
+        options["precision"] = self.precision  # not "auto", which may differ on another machine
         classes = list(self.encoder.config.classes)
         return options | {"model": self.base_sha256, "classes": classes, "images": len(self.data.train)}
 
     @property
     def result(self) -> Encoder:
-        """The encoder as it would be written now: the average of its weights, where one is kept."""
+        """The current result: the averaged weights, if there is an average."""
         return self.ema.network if self.ema else self.encoder
 
     def held_top1(self) -> float:
@@ -343,19 +345,19 @@ class Finetuner(TrainingLoop):
         return top1(class_scores(self.result, self.data.held, self.device), self.held_labels)
 
     def run(self) -> Encoder:
-        """Train to the end, fit the tables, and return the encoder, in evaluation mode, on its device."""
+        """Train to the end, fit the tables, and return the encoder in evaluation mode on its device."""
         self.run_steps()
         options = self.options
         self.entropy_record = fit_tables(
             self.result.eval(), self._for_tables(), self.device, seed=options.seed, precision=options.precision,
-            # Codes of a twin without a stochastic layer are not worth a network.
+            # A twin's codes are not worth a network.
             entropy="independent" if options.deterministic else options.entropy, hidden=options.entropy_hidden,
             max_time=options.max_time and options.max_time * _ENTROPY_TIME, report=self.report,
         )  # fmt: skip
         return self.result
 
     def _for_tables(self) -> NDArray[np.uint8]:
-        """Return images whose codes the tables are fitted to: short codes need few."""
+        """Return images for fitting the tables; short codes need few."""
         images, config = self.data.train, self.encoder.config
         most = max(MIN_CODES, _TABLE_IMAGES * config.latents * bits_per_symbol(config.alphabet))
         if len(images) <= most:

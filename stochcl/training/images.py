@@ -1,4 +1,4 @@
-"""Images to train on: their labels, and reading them into memory or into a cache on disk."""
+"""Training images: their labels, and reading them into memory or a disk cache."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def labels_of(source: ImageSource, labels: PathLike | None = None, level: int | 
 
 
 def classes_of(data: ImageSet) -> tuple[str, ...]:
-    """Return the classes of images to train on, in the order of their names."""
+    """Return the classes of training images, sorted by name."""
     classes = tuple(sorted(set(data.train_labels)))
     if lost := sorted(set(data.held_labels) - set(classes)):
         msg = f"every image of {escape_name(lost[0])} is held out, and none is left to train on"
@@ -71,8 +71,8 @@ def classes_of(data: ImageSet) -> tuple[str, ...]:
 class ImageSet:
     """Decoded images.
 
-    Images are uint8, shape (N, S, S, 3); held-out ones are only ever measured on. Labels are the first folders of
-    names by default; pre-training does not see them, the live kNN accuracy does. Those skipped could not be read.
+    Images are uint8, shape (N, S, S, 3); held-out ones are only used for measurement. Labels are the first folders of
+    names by default; pre-training ignores them, except in the live kNN accuracy. ``skipped`` could not be read.
     """
 
     train: NDArray[np.uint8]
@@ -87,9 +87,9 @@ def read_images(
     progress: Progress = lambda done, total: None, label: Callable[[str], str] = folder_label,
     cache: Path | None = None, most: int | None = None, seed: int = 0,
 ) -> ImageSet:  # fmt: skip
-    """Decode sources into memory, or to files of a folder that are mapped.
+    """Decode sources into memory, or into memory-mapped files of a folder.
 
-    ``most`` bounds the images to train on, a seeded choice from all sources.
+    ``most`` limits the training images to a seeded sample from all sources.
     """
     masks = [held_out(s.entries, hold_out, label) if hold_out else np.zeros(len(s), bool) for s in sources]
     if most is not None:
@@ -117,7 +117,7 @@ def read_images(
 def _choose(
     sources: Sequence[ImageSource], masks: list[NDArray[np.bool_]], most: int, seed: int
 ) -> tuple[list[ImageSource], list[NDArray[np.bool_]]]:
-    """Return sources with all held-out images and ``most`` of the others at most, and which are held out."""
+    """Return sources with all held-out images and at most ``most`` others, and the held-out masks."""
     free = np.flatnonzero(~np.concatenate(masks))
     kept = np.concatenate(masks)
     kept[np.random.default_rng(seed).permutation(free)[:most]] = True
@@ -128,20 +128,20 @@ def _choose(
 
 
 def check_enough(images: int, sources: Sequence[ImageSource]) -> None:
-    """Raise TrainingError where fewer than two images can be trained on."""
+    """Raise TrainingError if fewer than two training images remain."""
     if images < 2:
         names = ", ".join(escape_name(source.path) for source in sources)
         raise TrainingError(f"{names}: training needs at least two readable images; add images or hold out fewer.")
 
 
 _VERSION = 2
-_BATCH = 256  # images between two entries of the journal: the most that an interruption loses
+_BATCH = 256  # images per journal entry: the most that an interruption loses
 _POLL = 0.2  # seconds
 _FILES = ("train", "held")
 
 
 class _Decoded:
-    """Decoded squares, those to train on and those held out, in memory."""
+    """Decoded squares in memory, for training and held out."""
 
     def __init__(
         self, sources: Sequence[ImageSource], masks: Sequence[NDArray[np.bool_]], preprocess: Preprocess
@@ -150,23 +150,23 @@ class _Decoded:
         self.shape = (preprocess.size, preprocess.size, 3)
         self.total, held = sum(map(len, masks)), int(sum(mask.sum() for mask in masks))
         self.room = (self.total - held, held)
-        self.counts = [0, 0]  # images to train on, and held out
+        self.counts = [0, 0]  # training images, held-out images
         self.failures: list[tuple[int, int, str]] = []  # source, row, reason
-        self.at = (0, 0)  # source and row to go on from
+        self.at = (0, 0)  # source and row to resume from
         self.open()
 
     def open(self) -> None:
-        """Take memory for all images."""
+        """Allocate memory for all images."""
         try:
             memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):  # not every system says
+        except (AttributeError, OSError, ValueError):  # not every system tells
             memory = 1 << 62
         self.refuse_beyond(0.7 * memory, self.total, f"this machine has {memory / 2**30:.1f} GiB of memory",
                            "pass --cache FOLDER to keep them on a disk")  # fmt: skip
         self._arrays = [np.empty((count, *self.shape), np.uint8) for count in self.room]
 
     def refuse_beyond(self, room: float, images: int, there: str, advice: str) -> None:
-        """Refuse images that need more bytes than there are."""
+        """Refuse images that need more bytes than available."""
         needed = images * math.prod(self.shape)
         if needed > room:
             raise UsageError(
@@ -175,7 +175,7 @@ class _Decoded:
             )
 
     def fill(self, workers: int, progress: Progress) -> None:
-        """Decode the images that are not there yet."""
+        """Decode the missing images."""
         before = [0, *accumulate(map(len, self.masks))]
         first, start = self.at
         progress(before[first] + start, self.total)
@@ -187,7 +187,7 @@ class _Decoded:
                 progress(before[s] + batch.rows.stop, self.total)
 
     def add(self, s: int, batch: ImageBatch) -> None:
-        """Take a batch of a source."""
+        """Store a batch of a source."""
         out = self.masks[s][list(batch.positions)]
         for which in (0, 1):
             images = batch.images[out == bool(which)]
@@ -201,7 +201,7 @@ class _Decoded:
         self._arrays[which][self.counts[which] : self.counts[which] + len(images)] = images
 
     def images(self) -> list[NDArray[np.uint8]]:
-        """Return images to train on and those held out, uint8, (N, S, S, 3)."""
+        """Return training and held-out images, uint8, (N, S, S, 3)."""
         return [array[:count] for array, count in zip(self._arrays, self.counts, strict=True)]
 
 
@@ -209,11 +209,10 @@ def _read_cached(
     folder: Path, sources: Sequence[ImageSource], masks: Sequence[NDArray[np.bool_]], preprocess: Preprocess,
     workers: int, progress: Progress,
 ) -> _Decoded:  # fmt: skip
-    """Decode sources to files in a folder, unless that has been done.
+    """Decode sources to files in a folder, unless they exist already.
 
-    The files are named by a hash of what they hold: the sources' listings (names, sizes, times), the size and fit of
-    the squares, and which images are held out. Of several processes of one machine the first decodes, and the others
-    wait for it.
+    The folder is named by a hash of the sources' listings (names, sizes, times), the size and fit of the squares, and
+    the held-out images. If several processes of a machine start, the first decodes and the others wait.
     """
     digest = hashlib.sha256(json.dumps([_VERSION, preprocess.size, preprocess.fit]).encode())
     for source, mask in zip(sources, masks, strict=True):
@@ -235,7 +234,7 @@ def _read_cached(
 
 
 class _Cache(_Decoded):
-    """The same in two files, with a journal of their progress: an interrupted run is gone on with."""
+    """Decoded squares in two files with a journal, so that an interrupted run resumes."""
 
     def __init__(self, place: Path, *args: Any) -> None:
         self.place = place
@@ -260,7 +259,7 @@ class _Cache(_Decoded):
         self.refuse_beyond(free, left, f"the disk has {free / 2**30:.1f} GiB left", "give another folder")
 
     def add(self, s: int, batch: ImageBatch) -> None:
-        """Take a batch, and note it once it is on the disk."""
+        """Store a batch, and record it in the journal once it is on disk."""
         known = len(self.failures)
         super().add(s, batch)
         failed = [failure[1:] for failure in self.failures[known:]]
@@ -269,7 +268,7 @@ class _Cache(_Decoded):
             os.fsync(lines.fileno())
 
     def write(self, which: int, images: NDArray[np.uint8]) -> None:
-        """Write images behind those that the journal knows."""
+        """Write images after those that the journal records."""
         with (self.place / _FILES[which]).open("r+b") as file:
             file.seek(self.counts[which] * math.prod(self.shape))
             file.write(images.tobytes())
@@ -277,7 +276,7 @@ class _Cache(_Decoded):
             os.fsync(file.fileno())
 
     def images(self) -> list[NDArray[np.uint8]]:
-        """Return the mapped images; writing to them changes no file."""
+        """Return the memory-mapped images; writing to them changes no file."""
         mapped = []
         for name, count in zip(_FILES, self.counts, strict=True):
             shape = (count, *self.shape)  # an empty file cannot be mapped

@@ -1,4 +1,4 @@
-"""The latent stage: head, prior and decoder trained on finished features, to the rate that was asked for."""
+"""The latent stage: head, prior and decoder trained on finished features to the target rate."""
 
 from __future__ import annotations
 
@@ -32,21 +32,20 @@ if TYPE_CHECKING:
     from stochcl.training.options import LatentOptions
 
 
-_MISSED = 0.05  # of the target: a warning from there on
+_MISSED = 0.05  # relative deviation from the target that gives a warning
 
 
 class RateController:
-    """Finds the beta at which codes cost the bits that were asked for.
+    """Finds the beta at which codes cost the target rate.
 
-    beta moves by a bounded factor a step, in proportion to how far the measured rate is off, and stays between
-    two bounds: it starts feasible and cannot wind up, as dual ascent from zero does. Without a target it is
-    constant.
+    beta changes by a bounded factor per step, in proportion to the rate's relative error, and stays between two
+    bounds: it starts feasible and cannot wind up, unlike dual ascent from zero. Without a target it is constant.
 
-    Steps measure the rate of sampled codes, and a file holds hard ones, which the target is for. Their ratio is
-    measured now and then.
+    Steps measure the rate of sampled codes, but the target is for the stored hard ones; their ratio is measured
+    periodically.
 
-    The target is in bits per image, beta in nats a bit; the gain is the relative change of beta in a step whose rate
-    is twice the target.
+    The target is in bits per image, beta in nats per bit; the gain is the relative change of beta in a step whose
+    rate is twice the target.
     """
 
     LOWEST, HIGHEST, GAIN = 1e-6, 3.0, 0.03
@@ -55,19 +54,19 @@ class RateController:
         self.target, self.beta, self.gain, self.hard_ratio = target, beta, gain, 1.0
 
     def jump(self, rate: float, target: float, factor: float) -> None:
-        """Move beta by a factor in the direction that takes the rate to the target."""
+        """Multiply or divide beta by a factor, towards the target rate."""
         self._set(self.beta * factor if rate > target else self.beta / factor)
 
     def _set(self, beta: float) -> None:
         self.beta = max(self.LOWEST, min(self.HIGHEST, beta))
 
     def set_hard_ratio(self, hard: float, sampled: float) -> None:
-        """Set the ratio from the rates of hard and of sampled codes, in bits."""
+        """Set the ratio of the rates of hard and sampled codes, in bits."""
         if sampled > 0:
             self.hard_ratio = max(0.1, min(2.0, hard / sampled))
 
     def update(self, rate: float) -> None:
-        """Move beta after a step whose sampled codes cost this rate, in bits per image."""
+        """Move beta after a step, given the rate of its sampled codes in bits per image."""
         if self.target is None:
             return
         off = max(-1.0, min(1.0, rate * self.hard_ratio / self.target - 1))
@@ -75,7 +74,7 @@ class RateController:
 
 
 def rate_warnings(rate: float, target: float | None, unit: str = "image") -> tuple[str, ...]:
-    """Return a warning if hard codes miss the rate that was asked for by more than 5 %.
+    """Return a warning if hard codes miss the target rate by more than 5 %.
 
     Examples
     --------
@@ -89,7 +88,7 @@ def rate_warnings(rate: float, target: float | None, unit: str = "image") -> tup
     return (f"warning: {missed}; {advice}",)
 
 
-# Of its nats: AdamW moves a prior that nothing else pulls at by its learning rate, whatever the factor.
+# Weight of its nats: AdamW moves a prior that only this term trains by its learning rate at any weight.
 _BESIDE = 0.01
 
 
@@ -111,11 +110,11 @@ def latent_loss(
 
         L = sum over c in {z, z_k}:  |W (g(c) - f)|^2 / E|W f|^2  +  A(W g(c), W f)   +   beta * E_q[-log2 p(z)]
 
-    where A, the agreement, is by default the normalised temperature-scaled cross-entropy: to find the feature that a
-    code stands for among those of the batch, and the other way round. It bounds from below what the code says about
-    which input it was (van den Oord et al., arXiv 1807.03748, equation 9), and keeps what tells inputs apart where
-    the squared error keeps what has variance. p is the autoregressive prior, if there is one: the coder's own kind
-    of model. The factorised prior is then fitted beside, to codes that it has no influence on.
+    where A, the agreement, is by default the normalised temperature-scaled cross-entropy: to identify a code's
+    feature among those of the batch, and the reverse. It is a lower bound of the code's information about its input
+    (van den Oord et al., arXiv 1807.03748, equation 9), and keeps what distinguishes inputs, whereas the squared
+    error keeps what has variance. p is the autoregressive prior, if there is one: the kind of model that the coder
+    uses. The factorised prior is then fitted to the codes without influencing them.
     """
     encoder, prior = stage.encoder, stage.prior
     posterior = encoder.posterior(views)
@@ -133,18 +132,18 @@ def latent_loss(
     return LatentLosses(total, reconstruction.detach(), agreed.detach(), rate.detach())
 
 
-_TRAVEL, _GAIN = 12.0, 0.01  # logarithm of the factor that beta may move by in a run; least gain of a step
-_FIRST_BETA = 5e-4  # where it starts
-_PRIOR_SCALE = 10.0  # of the learning rate: a factorised prior has to keep up with the latents' means
-_WARM, _BETA_WARM = 100, 300  # steps of warm-up of the learning rate, and of beta
+_TRAVEL, _GAIN = 12.0, 0.01  # log of the factor that beta may move by in a run; least gain of a step
+_FIRST_BETA = 5e-4  # initial beta
+_PRIOR_SCALE = 10.0  # factor of the learning rate: a factorised prior has to keep up with the latents' means
+_WARM, _BETA_WARM = 100, 300  # warm-up steps of the learning rate, and of beta
 _HARD_ROWS = 2000
-_SETTLING = 0.2  # of the steps: the decoder alone, on the codes that a file will hold
-_PASSES = 20  # over the codes, in the fit of the coder's network
-_PASSES_AGAIN = 8  # if it starts from the trained prior: mostly, the first pass is then the best
-_ROUNDS, _NEAR = 6, 0.015  # most corrections of the rate; close enough, relative to the target
-_ROUND, _APPROACH = 0.15, 100  # of the steps, and steps at least, of a correction
-_SMALL, _FACTOR = 0.4, 3.0  # of the learning rate, and factor of beta, in a correction
-_DESCENT, _FITTING = 0.6, 0.15  # of the stage's time: the descent, a fit of the entropy network
+_SETTLING = 0.2  # share of the steps for the decoder alone, on hard codes
+_PASSES = 20  # over the codes, to fit the coder's network
+_PASSES_AGAIN = 8  # the same from the trained prior: usually the first pass is the best
+_ROUNDS, _NEAR = 6, 0.015  # most corrections of the rate; relative tolerance
+_ROUND, _APPROACH = 0.15, 100  # steps of a correction: as a share of all, and at least
+_SMALL, _FACTOR = 0.4, 3.0  # factors of the learning rate and of beta in a correction
+_DESCENT, _FITTING = 0.6, 0.15  # shares of the stage's time: the descent, a fit of the entropy network
 _MOST_CODES = 100_000  # for the tables
 
 
@@ -157,12 +156,11 @@ class FittedLatents:
 
 
 class LatentStage(TrainingLoop):
-    """Training of head, prior and decoder on features; the backbone is not touched.
+    """Trains head, prior and decoder on features; the backbone is not touched.
 
-    It starts from the encoder's weights. Features are standardised, shape (N, V); ``versions`` is 2 if they are
-    stacked: the inputs as they are, and a variant of each in the same order. Held-out features, shape (M, V), are
-    only measured on, and ``views`` are features of augmented views of them; training features and noise are the
-    defaults.
+    It starts from the encoder's weights. Features are standardised, shape (N, V); with ``versions`` 2 they are
+    stacked: the inputs, and a variant of each in the same order. Held-out features, shape (M, V), are only measured
+    on, and ``views`` are features of augmented views of them; the defaults are training features and noise.
     """
 
     progress_type, log_every, first_log = FitProgress, 50, 0
@@ -175,7 +173,7 @@ class LatentStage(TrainingLoop):
         if len(features) < 2:
             raise TrainingError("latents cannot be trained on fewer than two inputs.")
         self.encoder, self.options = encoder, options
-        self.precision = precision_used(options.precision, "cpu")  # whatever device the network was trained on
+        self.precision = precision_used(options.precision, "cpu")  # always on the CPU
         self.features, self.inputs = features, len(features) // versions
         self.held = held if len(held) else features[: min(self.inputs, _HARD_ROWS)]
         self.views = views if len(held) else None
@@ -184,7 +182,7 @@ class LatentStage(TrainingLoop):
         self.targets = self.metric.coordinates(features)
         self.agree = make_agreement(options, self.metric)
         self.prior = self._make_prior()
-        # A short run has to find its beta in fewer steps; in a long one beta must not run ahead of what it moves.
+        # A short run must find its beta in fewer steps; in a long one beta must not outrun its effect.
         gain = min(0.1, max(_GAIN, _TRAVEL / options.steps))
         start = options.beta if options.rate is None else max(_FIRST_BETA, options.beta)
         self.controller = RateController(options.rate, start, gain)
@@ -197,7 +195,7 @@ class LatentStage(TrainingLoop):
         )
 
     def _make_prior(self) -> AutoregressivePrior | None:
-        """Return an autoregressive prior where a rate is asked for, and codes are coded with such a one."""
+        """Return an autoregressive prior if there is a target rate and the coder uses such a model."""
         config, options = self.encoder.config, self.options
         networked = options.entropy == "autoregressive" and self.inputs >= MIN_CODES and config.latents > 1
         if options.rate is None or not networked:
@@ -206,13 +204,13 @@ class LatentStage(TrainingLoop):
         return AutoregressivePrior(config, hidden, options.seed)
 
     def run(self) -> FittedLatents:
-        """Train, and return the rate reached; the encoder then holds its tables and its entropy network."""
+        """Train, set the encoder's tables and entropy network, and return the rate reached."""
         encoder, options, started = self.encoder, self.options, time.monotonic()
         encoder.eval()
         frozen = [p for p in encoder.backbone.parameters() if p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for name, parameter in encoder.named_parameters():  # an average of weights, and a twin, come with none
+        for name, parameter in encoder.named_parameters():  # averaged weights and twins come without gradients
             if not name.startswith(("backbone.", "classifier.")):
                 parameter.requires_grad_(True)
         with principal_decoder(encoder, self.metric):
@@ -248,12 +246,12 @@ class LatentStage(TrainingLoop):
             return latent_loss(self, views, self.targets[torch.from_numpy(rows)], uniform, latents=latents, beta=beta)
 
     def rung(self, rng: np.random.Generator) -> int | None:
-        """Draw the prefix that is trained beside the full width, if any is."""
+        """Draw the prefix to train beside the full width, or None."""
         rungs = self.encoder.config.ladder[:-1] if self.options.nested else ()
         return int(rng.choice(rungs)) if len(rungs) else None
 
     def decoded(self, draw: Tensor, targets: Tensor, latents: int | None) -> tuple[Tensor, Tensor]:
-        """Return error and agreement of what a code, and its first latents, decode to."""
+        """Return error and agreement of the vectors decoded from a code and its prefix."""
         guesses = [self.encoder.decode(draw, k) for k in ([None] if latents is None else [None, latents])]
         error = torch.stack([self.metric.error(guess, targets) for guess in guesses]).sum()
         if self.agree is None:
@@ -264,7 +262,7 @@ class LatentStage(TrainingLoop):
     def after_step(self, losses: LatentLosses, fraction: float) -> None:  # noqa: D102
         if isinstance(self.agree, Objective):
             self.agree.step(fraction)
-        if self.step > self._ramp:  # a prior that has learned nothing yet charges too much
+        if self.step > self._ramp:  # before, an untrained prior charges too much
             self.controller.update(float(losses.rate))
         if self.step % self.log_every == 0:
             self.hard = self._hard_rate()
@@ -275,21 +273,21 @@ class LatentStage(TrainingLoop):
         return {"text": f"latents: step {self.step:,}, {error}, rate {self.hard:,.1f} bits/input"}
 
     def _meet_rate(self, steps: int) -> tuple[int, dict[str, Any], float]:
-        """Train on, after ``steps`` steps, until codes cost the target under the coder's own model, fitted to them.
+        """After ``steps`` steps, train on until codes cost the target under the coder's model fitted to them.
 
         Return the number of corrections, that model's record, and the rate in bits.
         """
         target, rounds = self.options.rate, 0
         record, rate = self._fit_tables()
         while target is not None and abs(rate / target - 1) > _NEAR and rounds < _ROUNDS:
-            # The prior was given what the coder's own model learned, but for the rounding to integers.
+            # The prior has the weights of the coder's model, except for its rounding to integers.
             self._approach(target * self._hard_rate() / rate, max(_APPROACH, round(steps * _ROUND)))
             record, rate = self._fit_tables()
             rounds += 1
         return rounds, record, rate
 
     def _approach(self, target: float, steps: int) -> None:
-        """Train on with another beta, until hard codes cost the target under the prior, ``steps`` steps at most."""
+        """Train on with another beta until hard codes cost the target under the prior, ``steps`` steps at most."""
         controller, last = self.controller, self.step + steps
         begin = self._hard_rate()
         side, beta = math.copysign(1, begin - target), controller.beta
@@ -298,11 +296,11 @@ class LatentStage(TrainingLoop):
             if self.step % self.log_every == 0:
                 controller.jump(begin, target, _FACTOR)
             self.descend(_SMALL)
-        if not apart:  # otherwise the next correction goes on from here
+        if not apart:  # otherwise the next correction continues from here
             controller.beta = beta
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Decay weights of layers, not biases, priors or codebooks; priors learn at higher rates."""
+        """Return groups in which only layer weights decay, and priors learn at higher rates."""
         encoder, decay, lr = self.encoder, self.options.decay, self.options.lr
         layers = [p for m in (encoder.head, encoder.decoder) for p in m.parameters()]
         if isinstance(self.agree, Objective):
@@ -318,14 +316,14 @@ class LatentStage(TrainingLoop):
 
     @torch.no_grad()
     def _hard_rate(self) -> float:
-        """Return what hard codes of held-out inputs cost under the prior that is trained, in bits."""
+        """Return the cost of held-out inputs' hard codes under the trained prior, in bits."""
         codes = hard_codes(self.encoder, self.held[:_HARD_ROWS])
         if self.prior is None:
             return hard_rate(codes, self.encoder.factorised.numerators())
         return float(self.prior.bits(torch.from_numpy(codes.decisions()).float()).sum(1).mean())
 
     def _fit_tables(self) -> tuple[dict[str, Any], float]:
-        """Measure the table, fit the entropy network; return its record, and what held-out codes cost, in bits."""
+        """Measure the table, fit the entropy network; return its record and the bits of held-out codes."""
         encoder, options = self.encoder, self.options
         first, second = (part[:_MOST_CODES] for part in (self.features[: self.inputs], self.features[self.inputs :]))
         more = hard_codes(encoder, second) if len(second) else None
@@ -338,7 +336,7 @@ class LatentStage(TrainingLoop):
 
 
 class DecoderStage(TrainingLoop):
-    """The decoder alone, trained on the hard codes that a file will hold, after a latent stage."""
+    """Trains only the decoder, on hard codes, after a latent stage."""
 
     first_log = 0
 
@@ -364,7 +362,7 @@ class DecoderStage(TrainingLoop):
 def make_agreement(options: LatentOptions, metric: Metric) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Return the comparison of weighted decoded coordinates with those of the features, or None.
 
-    The contrastive objective compares them without heads, which would only stand between the code and its aim. The
+    The contrastive objective compares them without heads, which would only stand between the code and its aim; the
     others need heads.
     """
     if options.objective == "reconstruct":

@@ -1,4 +1,4 @@
-"""The training loop that pre-training, latents, fine-tuning and the entropy network share."""
+"""The training loop shared by pre-training, latents, fine-tuning and the entropy network."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from stochcl.encoders.encoder import Encoder
 
 
-_MEASURE_SHARE, _MEASURE_SOONEST = 0.03, 15.0  # of the time, for live figures; seconds between two of them
+_MEASURE_SHARE, _MEASURE_SOONEST = 0.03, 15.0  # share of the time for live figures; least seconds between two of them
 _NEVER = 1 << 62
 
 
 class Losses(Protocol):
-    """The terms of a step's loss, a named tuple of numbers without axes; ``total`` is minimised."""
+    """The terms of a step's loss, a named tuple of scalars; ``total`` is minimised."""
 
     @property
     def total(self) -> Tensor:
-        """What is minimised."""
+        """The loss to minimise."""
 
     def __iter__(self) -> Iterator[Tensor]: ...
 
@@ -53,7 +53,7 @@ class TotalLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class FitProgress:
-    """Progress of a fit that reports a line only; ``fraction`` is of that fit."""
+    """Progress of a fit as a line of text; ``fraction`` is of that fit."""
 
     fraction: float
     text: str
@@ -65,9 +65,9 @@ class FitProgress:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length of a stage and course of its learning rate.
+    """Length and learning rate of a stage.
 
-    It may be ended by ``max_time`` seconds; ``warmup`` is in steps.
+    ``max_time`` seconds may end it; ``warmup`` is in steps.
     """
 
     steps: int
@@ -75,14 +75,14 @@ class Schedule:
     warmup: float = 1
 
     def fraction(self, step: int, elapsed: float) -> float:
-        """Return how much of the stage is done, by steps or by time, whichever ends it first."""
+        """Return the finished fraction of the stage, by steps or by time, whichever is further."""
         done = step / self.steps if self.steps else 1.0
         if self.max_time:
             done = max(done, elapsed / self.max_time)
         return min(1.0, done)
 
     def learning_rate(self, step: int, fraction: float) -> float:
-        """Return what the peak is multiplied by: it rises with the steps, then falls as a cosine.
+        """Return the factor of the peak learning rate: it rises with the steps, then falls as a cosine.
 
         Examples
         --------
@@ -95,7 +95,7 @@ class Schedule:
 
 
 class EpochOrder:
-    """Batches of every epoch, in an order that seed and epoch decide; rows that fill no batch are left out."""
+    """Batches of every epoch in an order set by seed and epoch; an incomplete last batch is left out."""
 
     def __init__(self, rows: int, batch: int, seed: int) -> None:
         self.batch, self.steps_per_epoch = batch, rows // batch
@@ -103,7 +103,7 @@ class EpochOrder:
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def take(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return a step's rows, and their random keys: one for every row and epoch."""
+        """Return a step's rows and their random keys, which are unique per row and epoch."""
         epoch, i = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(self._rows)
@@ -112,10 +112,10 @@ class EpochOrder:
 
 
 class EMA:
-    """The exponential moving average of a network (Polyak and Juditsky, 1992), statistics of normalisation included.
+    """The exponential moving average of a network (Polyak and Juditsky, 1992), including normalisation statistics.
 
     ``network`` is a copy in evaluation mode. In the first steps the decay is (1 + t) / (10 + t), so that the initial
-    weights fade soon.
+    weights fade quickly.
     """
 
     def __init__(self, network: Encoder, decay: float) -> None:
@@ -134,7 +134,7 @@ class EMA:
 
 
 def decay_groups(parameters: Iterable[nn.Parameter], prior: nn.Parameter, decay: float) -> list[dict[str, Any]]:
-    """Return parameter groups in which weights of layers decay, and biases, normalisations and the prior do not."""
+    """Return parameter groups in which layer weights decay, but not biases, normalisations and the prior."""
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in parameters:
@@ -143,10 +143,10 @@ def decay_groups(parameters: Iterable[nn.Parameter], prior: nn.Parameter, decay:
 
 
 class NonFiniteGuard:
-    """Raises TrainingError once a number is not finite.
+    """Raises TrainingError once a value is not finite.
 
-    On a CPU at once. Reading a number from a GPU at every step would make it wait for its next work, so there only
-    every 20 steps, and before anything is written (:meth:`check`).
+    On a CPU it checks at once. Reading a value from a GPU stalls it, so there it checks every 20 steps, and before
+    anything is written (:meth:`check`).
     """
 
     def __init__(self, device: torch.device, every: int | None = None) -> None:
@@ -155,35 +155,35 @@ class NonFiniteGuard:
 
     @torch.no_grad()
     def observe(self, value: Tensor, step: int) -> None:
-        """Note whether the number of a step is finite, before its weights change."""
+        """Record whether a step's value is finite, before its weights change."""
         bad = torch.where(value.detach().isfinite(), _NEVER, step)
         self._first = bad if self._first is None else torch.minimum(self._first, bad)
         if step % self.every == 0:
             self.check()
 
     def check(self) -> None:
-        """Raise TrainingError if any number so far was not finite."""
+        """Raise TrainingError if any observed value was not finite."""
         first, self._first = self._first, None
         if first is not None and (step := int(first)) < _NEVER:
             raise TrainingError(f"the loss is not finite at step {step:,}; try a lower learning rate.")
 
 
 class TrainingLoop(ABC):
-    """The training loop. A stage is a subclass: its data and loss (:meth:`losses`) and its parameter groups.
+    """The training loop. A stage is a subclass with its data and loss (:meth:`losses`) and its parameter groups.
 
-    What is random in a step depends on the seed and the step's number alone, so that a stage that is resumed from its
-    checkpoint ends with the same weights, bit for bit.
+    Randomness in a step depends only on the seed and the step's number, so a stage resumed from its checkpoint ends
+    with the same weights, bit for bit.
 
-    The optimizer's groups have their peak learning rates, and gradients of ``clipped`` are clipped together. The
-    checkpoint is written every ``save_every`` seconds, on interruption, and at the end; figures go to ``logs`` and to
+    The optimizer's groups hold their peak learning rates, and gradients of ``clipped`` are clipped together. The
+    checkpoint is written every ``save_every`` seconds, on interruption and at the end; figures go to ``logs`` and
     ``report`` every ``log_every`` steps.
     """
 
     progress_type: type[Any]
     batch, world_size = 0, 1  # images of a step, and processes
-    log_every, first_log = 20, 1  # steps between two reports, and the step of an early one
+    log_every, first_log = 20, 1  # steps between reports, and the step of an early one
     save_every = 300.0  # seconds
-    measure_every = 600.0  # seconds at most; sooner where measuring takes little of the time
+    measure_every = 600.0  # seconds at most; sooner if measuring is quick
     max_gradient = 5.0  # norm of all gradients together
 
     def __init__(
@@ -197,7 +197,7 @@ class TrainingLoop(ABC):
             self.optimizer = optimizer
         self.device = torch.device("cpu") if device is None else device
         self.checkpoint_path, self.report = checkpoint, report
-        self.is_first = rank() == 0  # still true after the processes have parted
+        self.is_first = rank() == 0  # still true after the processes have separated
         self.logs = list(logs) if self.is_first else []
         self.guard = NonFiniteGuard(self.device)
         self.step, self._elapsed_before, self._step_complete, self._kept_step = 0, 0.0, True, 0
@@ -218,26 +218,26 @@ class TrainingLoop(ABC):
         loss.backward()  # type: ignore[no-untyped-call]
 
     def after_step(self, losses: Any, fraction: float) -> None:  # noqa: B027 - few stages need it
-        """Update what follows the weights, after a step that began when ``fraction`` of the stage was done."""
+        """Update state after a step that began at ``fraction`` of the stage."""
 
     def figures(self, losses: Any) -> dict[str, Any]:
         """Return the stage's fields of its progress."""
         return {"loss": float(losses.total)}
 
     def measure(self) -> dict[str, float]:
-        """Return the fields of its progress that are measured now and then only."""
+        """Return the fields of its progress that are measured only periodically."""
         return {}
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return what a checkpoint holds, by prefix."""
+        """Return the modules of a checkpoint by prefix."""
         return {"average": self.ema.network} if self.ema else {}
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be the same for a checkpoint to be resumed."""
+        """Return the settings that must match for a checkpoint to be resumed."""
         return {}
 
     def state(self) -> dict[str, float]:
-        """Return the stage's numbers that a checkpoint holds, all finite."""
+        """Return the stage's numbers to checkpoint, all finite."""
         return {}
 
     def load_state(self, state: dict[str, float]) -> None:  # noqa: B027
@@ -246,7 +246,7 @@ class TrainingLoop(ABC):
     # The loop
 
     def run_steps(self) -> None:
-        """Train to the end of the schedule; an interruption keeps a checkpoint of the last complete step."""
+        """Train to the end of the schedule; on interruption keep a checkpoint of the last complete step."""
         self._started = self._saved = self._measured = time.monotonic()
         try:
             with deferred_interrupts() as interrupted:
@@ -264,7 +264,7 @@ class TrainingLoop(ABC):
             self.save()
 
     def run_step(self) -> None:
-        """Take one step of the schedule: the weights, what follows them, the log, the checkpoint."""
+        """Take one step: weights, dependent state, log, checkpoint."""
         start, fraction = time.monotonic(), self.fraction
         factor = self.schedule.learning_rate(self.step, fraction)
         self._step_complete = False
@@ -278,7 +278,7 @@ class TrainingLoop(ABC):
             self.save()
 
     def descend(self, factor: float) -> Losses:
-        """Take one step of the optimizer at ``factor`` times its peak learning rates.
+        """Take one optimizer step at ``factor`` times the peak learning rates.
 
         Return the losses, averaged over processes, without gradients.
         """
@@ -291,7 +291,7 @@ class TrainingLoop(ABC):
         checked = reduced.total
         if self.clipped:
             checked = checked + torch.nn.utils.clip_grad_norm_(self.clipped, self.max_gradient)
-        # Before the weights change: neither a checkpoint nor a model may be made of what follows.
+        # Before the weights change, so that no checkpoint or model is made of bad ones.
         self.guard.observe(checked, self.step + 1)
         self.optimizer.step()
         self.step += 1
@@ -320,15 +320,15 @@ class TrainingLoop(ABC):
 
     @property
     def elapsed(self) -> float:
-        """Seconds trained so far, those before an interruption included."""
+        """Seconds trained so far, including those before an interruption."""
         return self._elapsed_before + time.monotonic() - self._started
 
     def _fraction(self) -> float:
-        """Return how much of the stage is done, as the first process sees it: clocks differ."""
+        """Return the finished fraction as the first process sees it, because clocks differ."""
         return broadcast(self.schedule.fraction(self.step, self.elapsed), self.device)
 
     def save(self) -> None:
-        """Write the checkpoint, if there is one, in the first process."""
+        """Write the checkpoint, if any, in the first process."""
         self.guard.check()
         if self.checkpoint_path is not None and self.is_first:
             state = {"step": self.step, "elapsed": self.elapsed, "options": self.identity()} | self.state()
@@ -349,7 +349,7 @@ class TrainingLoop(ABC):
         self._kept_step = self.step
 
     def add_resume_hint(self, exc: KeyboardInterrupt) -> None:
-        """Add to an interruption where the checkpoint is, if there is one."""
+        """Add the checkpoint's place, if there is one, to an interruption."""
         path = self.checkpoint_path
         if self.is_first and path is not None and path.exists():
             exc.add_note(
@@ -359,10 +359,10 @@ class TrainingLoop(ABC):
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
-    """Defer SIGINT (Ctrl-C) and SIGTERM; yield a function that says what to raise once one came. A second interrupts.
+    """Defer SIGINT (Ctrl-C) and SIGTERM, but not a second one; yield a function that returns what to raise, or None.
 
-    Raised in the middle of a step, it would leave weights, statistics and counter of different steps, and a run
-    resumed from their checkpoint would end with other weights.
+    Raised within a step, an interruption would leave weights, statistics and counter of different steps, and a run
+    resumed from that checkpoint would end with other weights.
     """
     seen: list[signal.Signals] = []
 
@@ -372,10 +372,10 @@ def deferred_interrupts() -> Iterator[Callable[[], type[KeyboardInterrupt] | Non
         seen.append(signal.Signals(number))
 
     replaced: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # others may not
+    if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
         for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
             handler = signal.getsignal(number)
-            if handler == default or hasattr(handler, "raises"):  # a program with a handler of its own keeps it
+            if handler == default or hasattr(handler, "raises"):  # a program's own handler is kept
                 replaced[number] = signal.signal(number, note)
     try:
         yield lambda: getattr(replaced[seen[0]], "raises", KeyboardInterrupt) if seen else None

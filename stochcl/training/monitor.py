@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 DEAD_BITS = 0.05
-"""A latent of less entropy is dead: fewer than six rows in a thousand differ from the others."""
+"""A latent with less entropy is dead: fewer than six rows in a thousand differ from the others."""
 
-_FEW = 50  # rows: fewer prove nothing
-_COLLAPSED = 1.0  # bit of all latents together
+_FEW = 50  # with fewer rows there are no warnings
+_COLLAPSED = 1.0  # bits of all latents together
 _MOSTLY_DEAD, _SAME, _UNDECIDED = 0.9, 0.8, 0.1
 
 
 def code_health(codes: Codes, family: str) -> dict[str, Any]:
-    """Return figures on hard codes, for a training record."""
+    """Return figures on hard codes for a training record."""
     entropies = marginal_entropies(codes)
     used = entropies > DEAD_BITS
     entropy = certainty = None
@@ -46,7 +46,7 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
 
 
 def health_warnings(health: dict[str, Any]) -> tuple[str, ...]:
-    """Return warnings if a code is dead or dying; none if rows are few."""
+    """Return warnings about a dead or dying code; none for few rows."""
     rows, latents, used = health["rows"], health["latents"], health["used"]
     if rows < _FEW:
         return ()
@@ -80,14 +80,14 @@ def marginal_entropies(codes: Codes) -> NDArray[np.float64]:
     if not len(codes):
         return np.zeros(codes.latents)
     ones, visits = node_counts(codes)
-    # A symbol's entropy is that of its decisions, each where it is taken.
+    # A symbol's entropy is the sum of its decisions' entropies, weighted by how often each is taken.
     bits = sum(-n * np.log2(np.maximum(n, 1) / np.maximum(visits, 1)) for n in (ones, visits - ones))
     found: NDArray[np.float64] = np.maximum(np.sum(bits, axis=1) / len(codes), 0)
     return found
 
 
 def _correlation(symbols: NDArray[np.integer], family: str) -> float:
-    """Return the mean absolute correlation between two columns, none of which is constant."""
+    """Return the mean absolute correlation between two columns, none of them constant."""
     latents = symbols.shape[1]
     if latents < 2 or len(symbols) < 2:
         return 0.0
@@ -97,14 +97,14 @@ def _correlation(symbols: NDArray[np.integer], family: str) -> float:
     return float((r.sum() - np.trace(r)) / (latents * (latents - 1)))
 
 
-_MEASURED = 20_000  # images that the features' mean and variance are taken from
+_MEASURED = 20_000  # images to measure the features' mean and variance on
 
 
 def knn_accuracy(
     bank: NDArray[np.float32], bank_labels: NDArray[np.str_], query: NDArray[np.float32],
     query_labels: NDArray[np.str_], neighbours: int = 20,
 ) -> float:  # fmt: skip
-    """Return the accuracy of a vote of the nearest features by cosine, weighted by their similarity.
+    """Return the accuracy of a similarity-weighted vote of the nearest features by cosine.
 
     The live measure of Wu et al. (arXiv 1805.01978, section 3.4), with its temperature of 0.07.
     """
@@ -119,10 +119,10 @@ def knn_accuracy(
 def measure_features(
     encoder: Encoder, images: NDArray[np.uint8], device: torch.device, precision: str = "fp32"
 ) -> None:
-    """Bring the features of a finished network to zero mean and unit variance, in place.
+    """Standardise a finished network's features to zero mean and unit variance, in place.
 
-    Training does so as it goes. Published weights have no such statistics, nor has a network whose features are
-    pooled in another way than it was trained with.
+    Training does this continually. Published weights have no such statistics, nor has a network whose pooling differs
+    from its training.
     """
     width, norm = encoder.feature_dim, encoder.norm
 
@@ -138,7 +138,7 @@ def measure_features(
 class Monitor:
     """Measures rate and kNN accuracy on fixed, seeded subsets.
 
-    Without held-out images, training images stand in for both, and no accuracy is measured.
+    Without held-out images, training images replace them, and no accuracy is measured.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Monitor:
         return code_health(encode(encoder, images, device).codes, encoder.config.posterior)
 
     def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
-        """Return ``rate`` (bits an image, of held-out hard codes) and, with labels, ``knn`` (a fraction)."""
+        """Return ``rate`` (bits per image of held-out hard codes) and, with labels, ``knn`` (a fraction)."""
         was_training = encoder.training
         encoder.eval()
         bank = encode(encoder, self._bank, device)
@@ -171,9 +171,9 @@ class Monitor:
 
 
 _BINS = 15
-_NOISE = 0.5  # deviations of a feature: a view, where no augmented one is at hand
+_NOISE = 0.5  # deviations per feature of a simulated view, without augmented ones
 _CALIBRATION_ROWS = 2000
-_TEMPERATURES = np.geomspace(0.1, 1e4, 201)  # numbers of whose draws training made near nothing need thousands
+_TEMPERATURES = np.geomspace(0.1, 1e4, 201)  # numbers trained with almost no noise need thousands
 
 
 @torch.no_grad()
@@ -182,12 +182,11 @@ def calibrate(
 ) -> tuple[float, dict[str, Any]]:
     """Fit a temperature to how often symbols change between an input and a view of it.
 
-    Noise anneals away while an encoder is trained: its logits grow until draws are hard, and are margins then
-    rather than probabilities. What a user takes them for is how sure a symbol is. So: the posterior of the clean
-    input, its logits divided by T, predicts the symbol of a view; T minimises the negative log likelihood
-    (temperature scaling: Guo et al., arXiv 1706.04599, section 4.2), and the expected calibration error (section 2
-    there, 15 bins of equal width) compares the predicted probability that the most probable symbol changes with how
-    often it does.
+    Noise anneals away in training: logits grow until draws are hard, and are then margins rather than probabilities.
+    Users read them as how certain a symbol is. So the clean input's posterior, its logits divided by T, predicts the
+    symbol of a view; T minimises the negative log likelihood (temperature scaling: Guo et al., arXiv 1706.04599,
+    section 4.2). The expected calibration error (section 2 there, 15 bins of equal width) compares the predicted
+    probability that the most probable symbol changes with the observed frequency.
     """
     clean = torch.from_numpy(np.asarray(features[:_CALIBRATION_ROWS], np.float32))
     if views is None:

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 class Objective(nn.Module, ABC):
-    """A comparison of two views of the same inputs, with heads of its own that are thrown away after training.
+    """A comparison of two views of the same inputs; its own heads are discarded after training.
 
-    ``objective(first, second)`` compares two matrices of vectors of about unit variance, row by row, and returns one
-    number to be minimised, of the order of 1 to 10 so that objectives can stand in for each other beside other terms.
-    Averaged over processes it is the value, and its gradients are those, of the batch of all processes. After every
-    step of an optimizer, :meth:`step` is called.
+    ``objective(first, second)`` compares two matrices of vectors of about unit variance, row by row, and returns a
+    scalar to minimise, of the order of 1 to 10, so that objectives are interchangeable beside other terms. Averaged
+    over processes, value and gradients are those of the joint batch. :meth:`step` is called after every optimizer
+    step.
     """
 
     needs_momentum: ClassVar[bool] = False
-    """Whether ``targets`` are the outputs of a :class:`MomentumEncoder`, which training then keeps."""
+    """Whether ``targets`` are the outputs of a :class:`MomentumEncoder`, which training then maintains."""
 
     def __init__(self, features: int, temperature: float = 0.2) -> None:
         super().__init__()
@@ -38,16 +38,15 @@ class Objective(nn.Module, ABC):
     def forward(self, first: Tensor, second: Tensor, targets: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Compare vectors, float, shape (B, V), row i of one with row i of the other.
 
-        ``targets`` are a momentum encoder's outputs for the first and for the second view; the vectors themselves are
-        the default.
+        ``targets`` are a momentum encoder's outputs for the two views; the vectors themselves are the default.
         """
 
     def step(self, fraction: float) -> None:
-        """Update momentum heads after a step, when ``fraction`` of the training is done."""
+        """Update momentum heads after a step, at ``fraction`` of the training."""
 
 
 def projector(features: int, width: int, *, last: bool = True) -> nn.Sequential:
-    """Return a head of two layers, from V features to the P numbers that are compared (SimCLR, section 4.2)."""
+    """Return a two-layer head from V features to the P compared numbers (SimCLR, section 4.2)."""
     layers: list[nn.Module] = [
         nn.Linear(features, features, bias=False),
         nn.BatchNorm1d(features),
@@ -57,14 +56,13 @@ def projector(features: int, width: int, *, last: bool = True) -> nn.Sequential:
 
 
 class Reconstruct(Objective):
-    r"""The squared error of each vector as a guess at the other, relative to the other's power; no head.
+    r"""The squared error of each vector as a prediction of the other, relative to the other's power; no head.
 
         L = (|a - b'|^2 / |b'|^2 + |b - a'|^2 / |a'|^2) / 2,   ' without gradient
 
-    Against frozen features (one of the two has no gradient) that is reconstruction, which keeps distances where the
-    other objectives keep what tells inputs apart. Nothing in it pushes different inputs apart: where both views'
-    network is trained, it takes a normalisation that fixes the vectors' variance, and a term that keeps them from
-    being correlated.
+    Against frozen features (one of the two has no gradient) this is reconstruction, which keeps distances, whereas
+    the other objectives keep what distinguishes inputs. Nothing in it separates different inputs: if both views'
+    network is trained, it needs a normalisation that fixes the vectors' variance, and a decorrelation term.
     """
 
     def forward(self, first: Tensor, second: Tensor, targets: tuple[Tensor, Tensor] | None = None) -> Tensor:  # noqa: D102
@@ -78,10 +76,10 @@ def relative_error(guesses: Tensor, truth: Tensor) -> Tensor:
 
 
 MOMENTUM = 0.95
-"""tau at the beginning: the copy is about twenty steps behind.
+"""tau at the start: the copy is about twenty steps behind.
 
 The paper's 0.996 is for a hundred thousand steps and more. In 165 steps on 1,497 digits, a linear probe of the codes
-scored 76.9 % with 0.99 and 86.6 % with 0.95 (one run of each).
+scored 76.9 % with 0.99 and 86.6 % with 0.95 (one run each).
 """
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -99,9 +97,9 @@ def momentum(fraction: float, base: float = MOMENTUM) -> float:
 
 
 class MomentumEncoder(nn.Module, Generic[Network]):
-    """A slow copy of a network, ``network``: its weights are an average of the network's, without gradients.
+    """A slow copy of a network, ``network``: a moving average of its weights, without gradients.
 
-    In training mode its normalisations use the statistics of their batch, as the network's do.
+    In training mode its normalisations use batch statistics, like the network's.
     """
 
     network: Network
@@ -112,20 +110,20 @@ class MomentumEncoder(nn.Module, Generic[Network]):
 
     @torch.no_grad()
     def step(self, network: Network, keep: float) -> None:
-        """Move towards the network: ``keep`` of the copy's weights, the rest of the network's."""
+        """Move towards the network: keep the share ``keep`` of the copy's weights."""
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - keep)
 
 
 class BYOL(Objective):
     r"""The objective of Grill et al. (arXiv 2006.07733, equation 2), without negatives.
 
-    With v, v' the vectors of two views, h the projector, q the predictor, and t' what a slow copy of the network
-    makes of the other view, projected by a slow copy of h:
+    With v, v' the vectors of two views, h the projector, q the predictor, and t' the other view's output of a slow
+    copy of the network, projected by a slow copy of h:
 
         L = mean of |q(h v)/|q(h v)| - t'/|t'||^2,   over both views; 0 to 4.
 
-    What is before the vectors (backbone, head, decoder) has a slow copy of its own where it is trained: its vectors
-    come as ``targets``. Where it is not trained, as with frozen features, the vectors are their own targets.
+    If the modules before the vectors (backbone, head, decoder) are trained, they have a slow copy whose vectors are
+    the ``targets``. Otherwise, as with frozen features, the vectors are their own targets.
     """
 
     needs_momentum = True
@@ -153,14 +151,14 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     a, b = all_gather(a.float()), all_gather(b.float())
     n = len(a)
     z = functional.normalize(torch.cat([a, b]), dim=1)
-    with torch.autocast(z.device.type, enabled=False):  # it would take the product in bfloat16, off by 0.01 nats
+    with torch.autocast(z.device.type, enabled=False):  # it would compute the product in bfloat16, off by 0.01 nats
         similarity = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
     partner = torch.arange(2 * n, device=z.device).roll(n)
     return functional.cross_entropy(similarity, partner)
 
 
 class NTXent(Objective):
-    """The objective of SimCLR: :func:`nt_xent` of projections, in nats."""
+    """SimCLR's objective: :func:`nt_xent` of projections, in nats."""
 
     def __init__(self, features: int, temperature: float = 0.2, width: int = 128) -> None:
         super().__init__(features, temperature)
@@ -176,7 +174,7 @@ INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0
 """lambda, mu and nu of the paper (section 4.2)."""
 
 SCALE = 1 / 10
-"""What the total is multiplied by, to be of the size of a cross-entropy in nats."""
+"""The factor of the total, which makes it as large as a cross-entropy in nats."""
 
 
 def decorrelation(features: Tensor) -> Tensor:
@@ -195,7 +193,7 @@ def vicreg(a: Tensor, b: Tensor) -> Tensor:
 
         L = 25 mean|a - b|^2  +  25 (v(a) + v(b)) / 2  +  c(a) + c(b)
 
-    (the half is that of the authors' program). With several processes, the statistics are those of the rows of all.
+    (the half is from the authors' program). Statistics cover the rows of all processes.
     """
     a, b = all_gather(a.float()), all_gather(b.float())
     with torch.autocast(a.device.type, enabled=False):
@@ -210,7 +208,7 @@ def vicreg(a: Tensor, b: Tensor) -> Tensor:
 
 
 class VICReg(Objective):
-    """:func:`vicreg` of projections, a tenth of it."""
+    """A tenth of :func:`vicreg` of projections."""
 
     def __init__(self, features: int, temperature: float = 0.2, width: int = 512) -> None:
         super().__init__(features, temperature)
@@ -224,11 +222,11 @@ class VICReg(Objective):
 OBJECTIVES: dict[str, type[Objective]] = {
     "nt-xent": NTXent, "byol": BYOL, "vicreg": VICReg, "reconstruct": Reconstruct,
 }  # fmt: skip
-"""Objectives by their names."""
+"""Objectives by name."""
 
 
 DECORRELATION = 0.02
-"""gamma: what the covariance term is multiplied by."""
+"""gamma: the weight of the covariance term."""
 
 
 class Losses(NamedTuple):
@@ -244,7 +242,7 @@ class Losses(NamedTuple):
 
 
 class StochasticContrastive(nn.Module):
-    r"""The loss of one batch, with the heads that are thrown away after training.
+    r"""The loss of one batch, with heads that are discarded after training.
 
     With features f, code z ~ q(z|f), z_k its first k latents, g the decoder, A and A' objectives that compare views
     (:mod:`stochcl.training.objectives`), f* the features of the clean image (in evaluation mode, no gradient),
@@ -252,17 +250,17 @@ class StochasticContrastive(nn.Module):
         L = A(f) + A'(g(z)) / 2 + A'(g(z_k)) / 2 + gamma * C(f)
             + |g(z) - f*|^2 / 2|f*|^2 + |g(z_k) - f*|^2 / 2|f*|^2 + beta * E_q[-log2 p(z)]
 
-    The agreement of decoded codes is that of Ramapuram et al. (arXiv 2110.00552, section 3); the one of features
-    keeps the backbone learning while codes are still noise. z_k makes the code nested (Rippel et al., arXiv
-    1402.0915). Reconstructing the clean image's features, from the codes of its views and from its own, makes the
-    decoded vector worth what the features are worth. It trains latents and decoder only, lest the backbone make
-    features that are easy to reconstruct rather than useful; C is the covariance term of VICReg, against variance
-    that gathers in few directions. The rate is the posterior's cross-entropy with the prior: what a file pays.
+    The agreement of decoded codes follows Ramapuram et al. (arXiv 2110.00552, section 3); that of features keeps the
+    backbone learning while codes are still noise. z_k makes the code nested (Rippel et al., arXiv 1402.0915).
+    Reconstructing the clean image's features from the codes of its views and its own makes decoded vectors as useful
+    as the features. It trains only latents and decoder, so that the backbone does not make features that are easy to
+    reconstruct rather than useful; C is the covariance term of VICReg, against variance in few directions. The rate
+    is the posterior's cross-entropy with the prior: the cost in a file.
 
-    Where A follows a slow copy (BYOL), the copy is of the whole encoder: its features are the targets of A, what it
-    decodes from its own draws of full codes those of A'.
+    If A follows a slow copy (BYOL), it is a copy of the whole encoder: its features are the targets of A, the vectors
+    decoded from its own full draws those of A'.
 
-    Its deterministic twin has features where codes stood, and nothing that only codes have:
+    Its deterministic twin uses features in place of codes, and has no terms of codes:
 
         L = A(f) + A'(f) + gamma * C(f)
 
@@ -306,13 +304,13 @@ class StochasticContrastive(nn.Module):
         rows = torch.cat([features[:c], features[b : b + c], target]).detach()
         symbols = model.posterior(rows).sample(torch.cat([noise[:c], noise[b : b + c], noise[:c]]), self.estimator)
         guesses = torch.stack([model.decode(symbols), model.decode(symbols, latents)])
-        # Relative to the target's own power: while the running statistics lag behind the first, large steps,
-        # "standardised" features are anything but, and an absolute error drowns the other terms.
+        # Relative to the target's own power: while running statistics lag behind the first, large steps, the
+        # "standardised" features are not standardised, and an absolute error would drown the other terms.
         reconstruction = relative_error(guesses, target.repeat(2, 3, 1))
 
         spread = decorrelation(features)
         rate = posterior.rate(model.prior).sum(1).mean()
-        with torch.no_grad():  # looked at only
+        with torch.no_grad():  # only for display
             kl = posterior.kl(model.prior).sum(1).mean() / BIT
         total = contrast + contrast_codes + DECORRELATION * spread + reconstruction + beta * rate
         terms = (contrast, contrast_codes, spread, reconstruction, rate, kl)
@@ -333,7 +331,7 @@ class StochasticContrastive(nn.Module):
 
     @torch.no_grad()
     def _slow(self, views: Tensor, noise: Tensor) -> tuple[Any, Any]:
-        """Return what the slow copy makes of first and second views: features, and vectors decoded from codes."""
+        """Return the slow copy's features of both views, and its vectors decoded from codes."""
         if self.slow is None:
             return None, None
         network = self.slow.network
@@ -342,7 +340,7 @@ class StochasticContrastive(nn.Module):
         return features.chunk(2), vectors.chunk(2)
 
     def step(self, fraction: float) -> None:
-        """Update momentum encoders after a step of the optimizer."""
+        """Update momentum encoders after an optimizer step."""
         self.features.step(fraction)
         self.codes.step(fraction)
         if self.slow is not None:

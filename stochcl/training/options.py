@@ -1,4 +1,4 @@
-"""Options of training: pre-training, the latent stage and fine-tuning, and the preset files that hold them.
+"""Options of pre-training, the latent stage and fine-tuning, and the preset files that hold them.
 
 This module does not import PyTorch, so that ``stochcl train --help`` is instant.
 """
@@ -47,7 +47,7 @@ class RunOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class CodeOptions(RunOptions):
-    """Options of training that makes codes of a rate."""
+    """Options of training to a target rate."""
 
     objective: str = option("nt-xent", "Contrastive objective; reconstruct: none.", choices=OBJECTIVES)
     estimator: str = option(
@@ -64,7 +64,7 @@ class CodeOptions(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentOptions(CodeOptions):
-    """How head, prior and decoder are trained on features."""
+    """Options of training head, prior and decoder on features."""
 
     steps: int = option(3000, "Steps of the descent; later stages take a fraction of it.", at_least=1)
     batch_size: int = option(256, "Features a step.", at_least=1)
@@ -84,12 +84,12 @@ class _NetworkOptions(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(CodeOptions, _NetworkOptions):
-    """How to train an encoder."""
+    """Options of training an encoder."""
 
     epochs: int = option(100, "Passes over the images; 0 with --init trains only latents.", at_least=0)
     batch_size: int = option(256, "Images a step, of all processes together.", at_least=2)
-    # Smaller than the encoder's size is faster, and right: objects look larger in random crops than in whole images
-    # (Touvron et al., arXiv 1906.06423).
+    # A crop smaller than the encoder's size is faster, and right: objects look larger in random crops than in whole
+    # images (Touvron et al., arXiv 1906.06423).
     crop: int = option(48, "Side of the views in training.", at_least=1, unit="PIXELS", shown="3/4 of the size")
     area: float = option(0.2, "Smallest part of an image that a view shows; 1: all of it.", more_than=0, at_most=1)
     flip: bool = option(True, "Mirror half of the views.")
@@ -114,7 +114,7 @@ class TrainOptions(CodeOptions, _NetworkOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(_NetworkOptions):
-    """How to fine-tune an encoder on labels."""
+    """Options of fine-tuning an encoder on labels."""
 
     epochs: int = option(30, "Passes over the images.", at_least=1)
     batch_size: int = option(128, "Images a step.", at_least=2)
@@ -168,22 +168,22 @@ class FinetuneOptions(_NetworkOptions):
 
 @dataclass(frozen=True)
 class SourceOptions(Options):
-    """What a preset may say of its source."""
+    """A preset's options of its source."""
 
     source: str | None = option(None)
     hold_out: int = option(0, at_least=0)
 
 
 def encoder_fields() -> dict[str, Field[Any]]:
-    """Return the fields of a configuration that training can be asked for."""
+    """Return the fields of an encoder's configuration that are options of training."""
     return {name: one for name, one in declared(EncoderConfig).items() if "option" in one.metadata}
 
 
-_MOST_BITS = 256  # of a residual code, where no rate is asked for
+_MOST_BITS = 256  # of a residual code without a target rate
 
 
 def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
-    """Sort named options, None for those left out, into what the encoder is and how it is trained."""
+    """Split named options, None if left out, into the encoder's configuration and its training options."""
     given = {name: value for name, value in given.items() if value is not None}
     check_names(given, [*declared(TrainOptions), *encoder_fields()], "training")
     if "latents" not in given and given.get("rate") and given.get("posterior", "bernoulli") == "bernoulli":
@@ -203,16 +203,17 @@ def options_from(given: dict[str, Any]) -> tuple[EncoderConfig, TrainOptions]:
 
 
 def finetune_options(preset: str | None, given: dict[str, Any]) -> FinetuneOptions:
-    """Return the options of a preset, overridden by those that are given and not None."""
+    """Return a preset's options, overridden by the given ones that are not None."""
     given = {name: value for name, value in given.items() if value is not None}
     check_names(given, declared(FinetuneOptions), "fine-tuning")
     return FinetuneOptions(**(load_finetune_preset(preset) if preset else {}) | given)
 
 
 def latents_for(rate: float) -> int:
-    """Return how many bits a code should have that is to cost this much: twice as many, a power of two.
+    """Return the number of bits of a code for a target rate: twice the rate, rounded up to a power of two.
 
-    With room beyond the rate, training learns which bits are worth it; with much more, silencing them takes long.
+    With room beyond the rate, training learns which bits are worth their cost; with much more, silencing them is
+    slow.
 
     Examples
     --------
@@ -228,13 +229,13 @@ _FINETUNE = "-finetune"
 
 
 def preset_names(*, finetune: bool = False) -> tuple[str, ...]:
-    """Return the names of the presets that come with the package, for training or for fine-tuning."""
+    """Return the names of the packaged presets for training or fine-tuning."""
     names = sorted(path.name.removesuffix(".toml") for path in _FOLDER.iterdir() if path.name.endswith(".toml"))
     return tuple(name for name in names if name.endswith(_FINETUNE) == finetune)
 
 
 def preset_text(name: str, *, finetune: bool = False) -> str:
-    """Return the text of a preset, by its name or from a .toml file."""
+    """Return the text of a packaged preset, or of a .toml file."""
     known = preset_names(finetune=finetune)
     if name not in known and not name.endswith(".toml"):
         raise UsageError(f"there is no preset {escape_name(name)!r}; choose {', '.join(known)} or a .toml file.")
@@ -247,7 +248,7 @@ def preset_text(name: str, *, finetune: bool = False) -> str:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """Return the options of a training preset, by its name or from a .toml file."""
+    """Return the options of a training preset, packaged or from a .toml file."""
     known = encoder_fields() | declared(TrainOptions) | declared(SourceOptions)
     found = _parse(name, preset_text(name), "training", known)
     if found.get("source", "digits") != "digits":
@@ -256,12 +257,12 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def load_finetune_preset(name: str) -> dict[str, Any]:
-    """Return the options of a fine-tuning preset, by its name or from a .toml file."""
+    """Return the options of a fine-tuning preset, packaged or from a .toml file."""
     return _parse(name, preset_text(name, finetune=True), "fine-tuning", declared(FinetuneOptions))
 
 
 def _parse(name: str, text: str, what: str, known: dict[str, Field[Any]]) -> dict[str, Any]:
-    """Read a preset's options, each of which is a known field."""
+    """Parse a preset's options; each must be a known field."""
     try:
         found = tomllib.loads(text)
         check_names(found, known, what)

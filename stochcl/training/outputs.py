@@ -1,4 +1,4 @@
-"""What a training run writes: its files' names, checkpoints to resume from, and logs of figures."""
+"""The files of a training run: their names, checkpoints, and logs of figures."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a training run writes: the model, its checkpoint, and its log."""
+    """The files of a training run: model, checkpoint and log."""
 
     output: Path
     log: Path | None
 
     @classmethod
     def of(cls, output: PathLike, log: PathLike | None) -> RunFiles:
-        """Take them from paths."""
+        """Create from paths."""
         return cls(Path(output), None if log is None else Path(log))
 
     @property
     def checkpoint(self) -> Path:
-        """The checkpoint, while training runs."""
+        """The checkpoint, which exists while training runs."""
         return self.output.with_name(self.output.name + ".checkpoint")
 
     @property
     def table(self) -> Path:
-        """The log that is written where none is named."""
+        """The log that is written unless one is named."""
         return self.output.with_name(self.output.name + ".csv")
 
     def check(self, *, resume: bool, force: bool) -> None:
-        """Refuse to train for hours before an output that could not be written, or that somebody wants to keep."""
+        """Refuse, before hours of training, an output that cannot be written or would replace another."""
         for path, what in ((self.output, "model"), (self.checkpoint, "checkpoint"), (self.log, "log")):
             if path is None:
                 continue
@@ -71,7 +71,7 @@ class RunFiles:
             raise InputNotFound(f"{shown}: there is no such checkpoint to resume; omit --resume.")
 
     def clear(self, *, resume: bool) -> None:
-        """Remove what an earlier run left, unless it is resumed."""
+        """Remove the files of an earlier run unless it is resumed."""
         if not resume:
             self.checkpoint.unlink(missing_ok=True)
             if self.log is None:
@@ -79,7 +79,7 @@ class RunFiles:
 
 
 def circumstances(hardware: str) -> dict[str, Any]:
-    """Return what a record says of the versions and the machine that made a model."""
+    """Return a record's facts about versions and machine."""
     import torch
 
     return {
@@ -89,7 +89,7 @@ def circumstances(hardware: str) -> dict[str, Any]:
 
 
 def run_record(loop: Any, init: Initialisation | None, measured: dict[str, float]) -> dict[str, Any]:
-    """Return what a record says of a run on images; ``loop`` is a Trainer or a Finetuner."""
+    """Return a record's facts about a run on images; ``loop`` is a Trainer or a Finetuner."""
     return {
         "images": len(loop.data.train), "held_out": len(loop.data.held), "steps": loop.step,
         "images_seen": loop.step * loop.batch, "seconds": round(loop.elapsed),
@@ -104,7 +104,7 @@ KIND = "stochcl-checkpoint-0"
 def save_checkpoint(
     path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> None:
-    """Write everything that a stage needs to go on as if it had not stopped."""
+    """Write everything that a stage needs to resume as if uninterrupted."""
     from safetensors.torch import save
     from torch import as_tensor
 
@@ -128,7 +128,7 @@ def load_checkpoint(
         differing = sorted(k for k in identity if stored.get(k) != identity[k])
         if metadata["kind"] != KIND or differing:
             same = "give the same options"
-            if "precision" in differing:  # nobody need have given it: auto depends on the machine and the version
+            if "precision" in differing:  # the user may not have set it: auto depends on machine and version
                 same += f" (--precision {escape_name(str(stored.get('precision')))})"
             raise TrainingError(
                 f"{escape_name(path)}: this checkpoint belongs to a run with another "
@@ -144,12 +144,12 @@ def load_checkpoint(
 
 
 def damaged(path: Path, exc: Exception) -> TrainingError:
-    """Return the error of a checkpoint that cannot be restored."""
+    """Return the error for a checkpoint that cannot be restored."""
     return TrainingError(f"{escape_name(path)}: this checkpoint is damaged ({exc}); delete it to start over.")
 
 
 def _optimizer_slots(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """Return the optimizer's state by the parameters' positions; all of it, or the weights would end elsewhere."""
+    """Return the optimizer's state by parameter position; raise ValueError if it is incomplete."""
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under(tensors, "optimizer").items():
         i, _, key = name.partition(".")
@@ -169,13 +169,13 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class FileLog:
-    """A file that figures are appended to: a table if its name ends in .csv, else one JSON object a line."""
+    """Appends figures to a file: a table if its name ends in .csv, else one JSON object per line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def write(self, progress: DataclassInstance) -> None:
-        """Append a line; a new table begins with the names of its columns, one for each figure there can be."""
+        """Append a line; a new table starts with a header of all figures."""
         with writing(self.path, "the log"), self.path.open("a", encoding="utf-8", newline="") as file:
             if self.path.suffix.lower() != ".csv":
                 file.write(json.dumps(_finite(progress)) + "\n")

@@ -1,4 +1,4 @@
-"""Pre-training: an encoder trained on images without labels, and its latents once more on finished features."""
+"""Pre-training: an encoder trained on images without labels, then its latents on the finished features."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 
 _MOST_IMAGES = 200_000
-_HELD = 2000  # images that rate and calibration are measured on
+_HELD = 2000  # images for measuring rate and calibration
 _LEAST_STEPS, _MOST_STEPS, _PASSES = 200, 3000, 60
 _ROWS = 128
 _FIRST_VIEW, _SECOND_VIEW, _LATENTS, _HELD_VIEWS = range(4)  # streams of random numbers
-_ENTROPY_TIME = 0.1  # of the time of a run, for the entropy network of one without a latent stage
-_IMAGES_TIME = 0.75  # of the time of a run, for the steps on images where a latent stage follows
-_METRIC_AREA, _METRIC_BLUR = 0.4, 0.5  # of the views that residual latents' metric is fitted to
-_METRIC_SIDES = (24, 64)  # pixels that those are shrunk to
-_CLEAN = 4  # one image in this many is seen without augmentation, too
+_ENTROPY_TIME = 0.1  # share of a run's time for the entropy network, without a latent stage
+_IMAGES_TIME = 0.75  # share of a run's time for the image steps before a latent stage
+_METRIC_AREA, _METRIC_BLUR = 0.4, 0.5  # of the views for residual latents' metric
+_METRIC_SIDES = (24, 64)  # pixels to which those views are shrunk
+_CLEAN = 4  # one image in this many is also seen without augmentation
 _BETWEEN_RESUMES = (
     "epochs", "max_time", "device", "devices", "compile", "entropy", "entropy_hidden", "latent_steps", "whitening",
 )  # fmt: skip
@@ -61,8 +61,8 @@ _ALSO_OF_LATENTS = (
 class TrainProgress:
     """Progress of pre-training; ``fraction`` is of the whole run, rates are in bits, times in seconds.
 
-    ``rate`` is what the sampled codes of the batch cost in expectation, ``kl`` the divergence of their posterior from
-    the prior; ``held_rate`` is what the hard codes of held-out images cost.
+    ``rate`` is the expected cost of the batch's sampled codes, ``kl`` their posterior's divergence from the prior;
+    ``held_rate`` is the cost of held-out images' hard codes.
     """
 
     fraction: float
@@ -83,7 +83,7 @@ class TrainProgress:
     knn: float = math.nan
 
     def line(self) -> str:
-        """Return the figures that matter, with their units, on one line."""
+        """Return the main figures with units on one line."""
         text = (
             f"step {self.step:,}, epoch {self.epoch:.1f}, loss {self.loss:.3f} nats, "
             f"rate {self.rate:,.0f} bits/image, {self.images_per_second:,.0f} images/s"
@@ -92,14 +92,14 @@ class TrainProgress:
 
 
 class Trainer(TrainingLoop):
-    """Pre-training of an encoder, and what follows its last step: the latent stage, or the tables of its codes.
+    """Pre-trains an encoder, then runs the latent stage or fits the tables of its codes.
 
-    With several processes, each has a share of every batch, and all of them together do what one would do with the
-    whole: random numbers of an image are a function of the image and the epoch; statistics and gradients are those
-    of the whole batch. The first process alone writes, reports, and does what follows the last step.
+    Several processes share every batch, and together do what one would do with the whole: an image's random numbers
+    depend only on the image and epoch; statistics and gradients cover the whole batch. Only the first process writes,
+    reports, and does the work after the last step.
 
-    ``initialise`` gives the fresh encoder a backbone with other weights, and returns what it loaded. Without epochs
-    that backbone stays as it is, and latents are trained on its features.
+    ``initialise`` loads other weights into the fresh encoder's backbone, and returns a description. Without epochs
+    that backbone is not changed, and latents are trained on its features.
     """
 
     progress_type = TrainProgress
@@ -125,7 +125,7 @@ class Trainer(TrainingLoop):
             self.encoder, options.objective, temperature=options.temperature, estimator=options.estimator,
             deterministic=options.deterministic,
         ).to(device)  # fmt: skip
-        # Where a latent stage follows, it meets the rate; the features are better off without that pressure.
+        # A latent stage meets the rate itself; the features are better without that pressure.
         self.latent_steps = latent_steps(options, len(data.train))
         self.controller = RateController(None if self.latent_steps else options.rate, options.beta)
         max_time = options.max_time and options.max_time * (_IMAGES_TIME if self.latent_steps else 1)
@@ -152,17 +152,17 @@ class Trainer(TrainingLoop):
 
     def losses(self) -> Losses:  # noqa: D102
         seed, model, processes = self.options.seed, self.encoder, world_size()
-        # Some networks draw themselves (dropout): what they draw must not depend on what happened before.
+        # Some networks draw random numbers (dropout), which must not depend on earlier steps.
         torch.manual_seed((seed * 1_000_003 + self.step * processes + rank()) % (1 << 63))
-        # Every so-many-th row, so that each process has as many of the first ones of a batch, which are seen clean.
+        # Strided rows give each process an equal share of a batch's first rows, which are also seen clean.
         rows, row_keys = (part[rank() :: processes] for part in self.order.take(self.step))
         keys = to_device(torch.from_numpy(row_keys), self.device)
         images = self.images.take(rows)
         views = torch.cat([self.augmentation(images, keys, seed, s) for s in (_FIRST_VIEW, _SECOND_VIEW)])
-        family = POSTERIORS.get(model.config.posterior)  # none of a twin whose residual latents are fitted later
+        family = POSTERIORS.get(model.config.posterior)  # none for a twin whose residual latents are fitted later
         noise = counter_rng(keys, seed, _LATENTS, 2 * family.noise(model.config) if family else 2)
         rung = np.random.default_rng([seed, self.step]).choice(model.config.ladder)
-        # The first quarter of the whole batch: this process has every so-many-th of it.
+        # The first quarter of the whole batch, of which this process has a strided share.
         clean = images[: len(range(rank(), max(1, self.batch // _CLEAN), processes))].float()
         found: Losses = self._prepared(
             model.normalise(views), model.normalise(clean).contiguous(memory_format=torch.channels_last),
@@ -197,7 +197,7 @@ class Trainer(TrainingLoop):
         for name in _BETWEEN_RESUMES:
             options.pop(name)
             config.pop(name, None)
-        options["precision"] = self.precision  # not "auto", which may be another on another machine
+        options["precision"] = self.precision  # not "auto", which may differ on another machine
         options["deterministic"] = options["deterministic"] or None  # older checkpoints lack it
         return options | config | {"images": len(self.data.train)}
 
@@ -209,11 +209,11 @@ class Trainer(TrainingLoop):
 
     @property
     def result(self) -> Encoder:
-        """The encoder as it would be written now: the average of its weights, where one is kept."""
+        """The current result: the averaged weights, if there is an average."""
         return self.ema.network if self.ema and self.step else self.encoder
 
     def run(self) -> Encoder:
-        """Train to the end and return the encoder, in evaluation mode, its tables fitted."""
+        """Train to the end, fit the tables, and return the encoder in evaluation mode."""
         self.run_steps()
         if not self.step and not self.initialisation:
             self._calibrate_norms()
@@ -233,7 +233,7 @@ class Trainer(TrainingLoop):
         if initialised and not self.step and not initialised.statistics:
             measure_features(self.result, self.data.train, self.device, options.precision)
         fitted = self.result.config.posterior == "residual"
-        trained = self.latent_steps and (self.step or initialised)  # latents of a random network are worth nothing
+        trained = self.latent_steps and (self.step or initialised)  # latents of a random network are useless
         if fitted or trained:
             self.latents = train_latents(
                 self.result, self.data, self.augmentation, options, self.device, report=self.report,
@@ -250,7 +250,7 @@ class Trainer(TrainingLoop):
 
     @torch.no_grad()
     def _calibrate_norms(self) -> None:
-        """Give an untrained network the normalisation statistics that training would have given it."""
+        """Give an untrained network the normalisation statistics that training would give it."""
         norms = [m for m in self.encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
             norm.momentum = None  # a plain average over the batches below
@@ -264,7 +264,7 @@ class Trainer(TrainingLoop):
 
 
 def batch_of_all(batch_size: int, images: int) -> int:
-    """Return the images of a step, of all processes together: the same number in each."""
+    """Return the images of a step over all processes, an equal number in each."""
     processes = world_size()
     batch = min(batch_size, images) // processes * processes
     if batch < 2 * processes:
@@ -274,7 +274,7 @@ def batch_of_all(batch_size: int, images: int) -> int:
 
 
 def latent_steps(options: TrainOptions, images: int) -> int:
-    """Return the number of steps of the latent stage: about sixty passes over few images, fewer over many.
+    """Return the steps of the latent stage: about sixty passes over few images, fewer over many.
 
     Examples
     --------
@@ -291,13 +291,13 @@ def train_latents(
     encoder: Encoder, data: ImageSet, augmentation: Augmentation, options: TrainOptions, device: torch.device, *,
     max_time: float | None, report: Callable[[Any], None], fresh: bool = False,
 ) -> FittedLatents:  # fmt: skip
-    """Train head, prior and decoder on the finished features, to the rate that was asked for.
+    """Train head, prior and decoder on the finished features, to the target rate.
 
-    Features are those of at most 200,000 images, a seeded choice; the stage itself runs on the CPU. A ``fresh`` head,
-    not trained beside the network, starts as a classic quantiser of the features.
+    Features come from a seeded sample of at most 200,000 images; the stage itself runs on the CPU. A ``fresh`` head,
+    not trained with the network, starts as a classic quantiser of the features.
     """
     order = np.random.default_rng(options.seed).permutation(len(data.train))
-    few = len(data.train) <= _MOST_IMAGES  # a choice is a copy, in memory, even of images that are mapped
+    few = len(data.train) <= _MOST_IMAGES  # a sample is a copy in memory, even of memory-mapped images
     images = data.train if few else data.train[np.sort(order[:_MOST_IMAGES])]
     held = data.held[np.sort(np.random.default_rng(options.seed).permutation(len(data.held))[:_HELD])]
 
@@ -316,7 +316,7 @@ def train_latents(
         latents = fit_residual(encoder.cpu(), features, held_features, settings, views=seen, report=report)
         return replace(latents, record={"start": "residual quantisation"} | latents.record)
     networked = options.entropy == "autoregressive" and len(images) >= MIN_CODES
-    if networked:  # codes of small images should be good, too; those come enlarged, without fine detail
+    if networked:  # codes of enlarged small images, which lack fine detail, should be good too
         features = np.concatenate([features, features_of(smaller_images(images, options.seed))])
     views = _view_features(encoder, held, augmentation, options.seed, device)
     encoder.cpu()
@@ -329,7 +329,7 @@ def train_latents(
 
 
 def _metric_views(size: int, options: TrainOptions) -> Augmentation:
-    """Return the views that say what differs in an image without its being another: gentle ones, of all its size."""
+    """Return gentle, full-size views, which show how an image varies without becoming another."""
     return Augmentation(
         size, (max(options.area, _METRIC_AREA), 1.0), flip=options.flip, strength=options.strength, grey=options.grey,
         blur=max(options.blur, _METRIC_BLUR),
@@ -340,10 +340,10 @@ def _view_features(
     encoder: Encoder, images: NDArray[np.uint8], augmentation: Augmentation, seed: int, device: torch.device,
     shrunk: tuple[int, int] | None = None,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """Return features of one augmented view of each image, shape (N, V), of a smaller image if ``shrunk`` says so."""
+    """Return features of one augmented view of each image, shape (N, V), optionally shrunk to sides of ``shrunk``."""
     out = np.empty((len(images), encoder.feature_dim), np.float32)
 
-    @torch.inference_mode()  # which holds for one thread
+    @torch.inference_mode()  # inference mode is per thread
     def run(starts: range) -> None:
         for start in starts:
             rows = images[start : start + _ROWS]

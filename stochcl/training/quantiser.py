@@ -1,4 +1,4 @@
-"""The start of the latent stage: a classic quantiser of the features, in place of a random head."""
+"""The start of the latent stage: a classic quantiser of the features instead of a random head."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from stochcl.encoders.encoder import Encoder
 
 
-_ROWS_A_CENTRE, _MOST_ROWS = 100, 30_000  # to find centres among
+_ROWS_A_CENTRE, _MOST_ROWS = 100, 30_000  # rows per centre, and at most, to find centres among
 _PASSES = 20
 
 
-_RANGE = 4.0  # deviations of the widest axis, either way, that a quantiser's levels cover
-_DRAW = 0.5  # deviation of a draw to begin with, in steps
+_RANGE = 4.0  # deviations of the widest axis on each side that a quantiser's levels cover
+_DRAW = 0.5  # initial deviation of a draw, in steps
 _QUIET = 0.1  # factor of hidden units that no axis needs
 
 
 def start_latents(encoder: Encoder, features: NDArray[np.floating], metric: Metric, *, seed: int) -> str:
-    """Set head and decoder, which have learned nothing yet, to a classic quantiser of the features, in place.
+    """Set untrained head and decoder to a classic quantiser of the features, in place.
 
-    Return the start in words.
+    Return the kind of start in words.
     """
     family = encoder.config.posterior
     if family == "categorical" and start_from_quantiser(encoder, features, metric, seed=seed):
@@ -46,15 +46,15 @@ def start_latents(encoder: Encoder, features: NDArray[np.floating], metric: Metr
 def start_from_axes(encoder: Encoder, metric: Metric) -> bool:
     r"""Set head and decoder of a Gaussian encoder to a transform coder of its features, in place.
 
-    Latent j is the feature's coordinate along its j-th principal axis, weighted as errors are, in steps of one size
-    for all: for Gaussian sources and small steps the best linear transform and the best allocation of bits (Goyal,
-    Theoretical foundations of transform coding, IEEE Signal Processing Magazine, 2001). The widest axis' four
-    deviations fill the quantiser. The decoder gives coordinates back exactly, if it is linear or has a hidden layer
-    twice as wide as the code, since x = relu(x) - relu(-x); another is left as it is.
+    Latent j is the coordinate along the features' j-th principal axis, weighted like errors, with one step size for
+    all: for Gaussian sources and small steps the best linear transform and allocation of bits (Goyal, Theoretical
+    foundations of transform coding, IEEE Signal Processing Magazine, 2001). The widest axis' four deviations fill the
+    quantiser. The decoder inverts this exactly if it is linear or has a hidden layer twice as wide as the code, since
+    x = relu(x) - relu(-x); another kind is not changed.
 
     A random head has to find the axes first: 600 steps on features of photographs left its 128 latents 1 to 3 points
-    of a linear classifier's accuracy behind. A head with a hidden layer begins as the same linear map, in units of
-    which two make one number, and departs from it as training sees fit.
+    of a linear classifier's accuracy behind. A head with a hidden layer starts as the same linear map, with two
+    hidden units per number, and training may change it.
     """
     config = encoder.config
     layers = [layer for layer in encoder.head.modules() if isinstance(layer, nn.Linear)]
@@ -78,7 +78,7 @@ def start_from_axes(encoder: Encoder, metric: Metric) -> bool:
 
 
 def _set_decoder(encoder: Encoder, across: Tensor, mean: Tensor) -> None:
-    """Let vectors be ``across`` times the first latents, plus ``mean``, if the decoder's layers can say so."""
+    """Set the decoder to ``across`` times the first latents plus ``mean``, if its layers can express that."""
     layers = cast("list[nn.Linear]", list(encoder.decoder))
     count = across.shape[1]
     if len(layers) == 1:
@@ -91,9 +91,9 @@ def _set_decoder(encoder: Encoder, across: Tensor, mean: Tensor) -> None:
 
 
 def _pair(first: nn.Linear, last: nn.Linear, into: Tensor, bias: Tensor, out: Tensor) -> None:
-    """Let two layers with a ReLU between them be x -> out (into x + bias), since x = relu(x) - relu(-x).
+    """Set two layers with a ReLU between them to x -> out (into x + bias), since x = relu(x) - relu(-x).
 
-    ``into``, shape (M, first.in_features); ``out``, shape (last.out_features, M). Units left over are quiet.
+    ``into`` has shape (M, first.in_features), ``out`` (last.out_features, M). Surplus units get small weights.
     """
     plus = 2 * torch.arange(len(into))
     last.weight *= _QUIET
@@ -106,16 +106,16 @@ def _pair(first: nn.Linear, last: nn.Linear, into: Tensor, bias: Tensor, out: Te
 def start_from_quantiser(encoder: Encoder, features: NDArray[np.floating], metric: Metric, *, seed: int) -> bool:
     r"""Set head and codebooks of a categorical encoder to a product quantiser of its features, in place.
 
-    The features' principal axes, weighted as errors are, are dealt to the D groups so that the products of their
-    variances are alike (eigenvalue allocation: Ge et al., Optimized Product Quantization, TPAMI 2014, section 3.2.2);
-    K centres c are found in each by k-means. A symbol's logit is that of a mixture of Gaussians around the centres,
-    of the variance v that they leave,
+    The features' principal axes, weighted like errors, are dealt to the D groups so that the products of their
+    variances are similar (eigenvalue allocation: Ge et al., Optimized Product Quantization, TPAMI 2014, section
+    3.2.2); K centres c are found in each by k-means. A symbol's logit is that of a mixture of Gaussians around the
+    centres, of the residual variance v,
 
         (x . c - |c|^2 / 2) / v  =  -|x - c|^2 / (2 v) + what all symbols have in common,
 
-    which is linear in the features, so that a linear head says it exactly; surer than that, no price moves a symbol
-    (four times as sure, 60 bits stood where 55 were asked for). From a random start, groups of 256 symbols
-    fall far behind: most symbols win nowhere, and a symbol that does not win learns nothing.
+    which is linear in the features, so a linear head expresses it exactly. With larger logits, the cost of bits moves
+    no symbol (four times as large gave 60 bits instead of 55). From a random start, groups of 256 symbols fall far
+    behind: most symbols never win, and a symbol that does not win learns nothing.
     """
     config = encoder.config
     head = encoder.head
@@ -128,7 +128,7 @@ def start_from_quantiser(encoder: Encoder, features: NDArray[np.floating], metri
     for group, axes in enumerate(deal(rows.var(axis=0), config.latents)):
         centres, left = _centres(rows[:, axes], config.alphabet, seed + group)
         logits = slice(group * config.alphabet, (group + 1) * config.alphabet)
-        # x = weight * axes^T (f - mean): what is linear in x is linear in f.
+        # x = weight * axes^T (f - mean), so what is linear in x is linear in f.
         across = torch.from_numpy(centres / left).float() * metric.weight[axes]
         weight[logits] = across @ metric.axes[:, axes].T
         bias[logits] = -weight[logits] @ metric.mean - torch.from_numpy((centres**2).sum(1) / (2 * left)).float()
@@ -139,9 +139,9 @@ def start_from_quantiser(encoder: Encoder, features: NDArray[np.floating], metri
 
 
 def deal(variances: NDArray[np.floating], groups: int) -> list[list[int]]:
-    """Deal axes, the widest first, each to the group with room whose product of variances is least so far.
+    """Deal axes, widest first, each to the group with room whose product of variances is smallest so far.
 
-    Groups come back with the one that holds the most variance first: a prefix of a code is to be a good code.
+    The group with the most variance comes first, so that a prefix of a code is a good code.
 
     Examples
     --------
@@ -150,7 +150,7 @@ def deal(variances: NDArray[np.floating], groups: int) -> list[list[int]]:
     """
     room = math.ceil(len(variances) / groups)
     logs = np.log(np.maximum(variances, 1e-12))
-    logs -= logs.min()  # so that an axis adds to a product
+    logs -= logs.min()  # each axis then adds to a product
     dealt: list[list[int]] = [[] for _ in range(groups)]
     totals = np.zeros(groups)
     for axis in np.argsort(-variances, kind="stable").tolist():
@@ -162,7 +162,7 @@ def deal(variances: NDArray[np.floating], groups: int) -> list[list[int]]:
 
 
 def _centres(rows: NDArray[np.float32], count: int, seed: int) -> tuple[NDArray[np.float64], float]:
-    """Return centres, shape (count, d), and the variance that they leave along an axis."""
+    """Return centres, shape (count, d), and the residual variance per axis."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -174,7 +174,7 @@ def _centres(rows: NDArray[np.float32], count: int, seed: int) -> tuple[NDArray[
 
 
 def _set_codebook(codebook: Tensor, centres: NDArray[np.float64]) -> None:
-    """Write centres along their widest directions, of unit variance together; columns that are left stay as drawn."""
+    """Write centres along their widest directions, scaled to unit variance; other columns stay random."""
     centred = centres - centres.mean(axis=0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     kept = min(codebook.shape[1], len(axes))
@@ -183,20 +183,20 @@ def _set_codebook(codebook: Tensor, centres: NDArray[np.float64]) -> None:
     codebook[:, :kept] = torch.from_numpy(written / spread).to(codebook)
 
 
-_ROWS = 1 << 15  # at a time
-_KEPT = 0.99  # of what errors weigh, in the axes that are looked at
-_SHRINKAGE = 0.01  # of the mean variance, added to each axis's before it is whitened
+_ROWS = 1 << 15  # rows at a time
+_KEPT = 0.99  # share of the weighted error in the kept axes
+_SHRINKAGE = 0.01  # share of the mean variance added to each axis's before whitening
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """Principal axes of features, and what an error along each of them weighs.
+    """Principal axes of features, and the weight of an error along each.
 
-    A squared error counts directions by their variance, which a classifier that standardises does not; full whitening
-    counts directions of noise like those of signal. In between lies a power of the variance: errors are multiplied
-    by variance**-power, 0 being the plain error and 1/2 the whitened one.
+    A squared error weights directions by their variance, unlike a classifier that standardises; full whitening
+    weights noise like signal. A power of the variance lies between: errors are multiplied by variance**-power, where
+    0 is the plain error and 1/2 the whitened one.
 
-    ``axes`` are orthonormal columns, shape (V, M), by falling variance, which hold nearly all that errors weigh;
+    ``axes`` are orthonormal columns, shape (V, M), by falling variance, with nearly all of the weighted error;
     ``deviation`` and ``weight`` have shape (M,), and ``power`` is the mean square of weighted features.
     """
 
@@ -231,7 +231,7 @@ class Metric:
 
     @property
     def relative(self) -> Tensor:
-        """Weights that bring features to unit mean square, shape (M,)."""
+        """Weights that scale features to unit mean square, shape (M,)."""
         found: Tensor = self.weight / self.power**0.5
         return found
 
@@ -248,15 +248,15 @@ class Metric:
         return coordinates @ self.axes.T + self.mean
 
     def error(self, guesses: Tensor, targets: Tensor) -> Tensor:
-        """Return the weighted mean squared error, relative to the features' own power, of coordinates (B, M)."""
+        """Return the weighted mean squared error of coordinates, (B, M), relative to the features' power."""
         return ((guesses - targets) * self.weight).square().mean() / self.power
 
 
 @contextmanager
 def principal_decoder(encoder: Encoder, metric: Metric) -> Iterator[None]:
-    """Let an encoder decode to M principal coordinates, fewer than its V features, and uncorrelated.
+    """Let an encoder decode to M uncorrelated principal coordinates, fewer than its V features.
 
-    Only the decoder's last layer changes, and is as wide as before afterwards.
+    Only the decoder's last layer changes; it has its old width again afterwards.
     """
     _replace_last(encoder, lambda weight, bias: (metric.axes.T @ weight, metric.axes.T @ (bias - metric.mean)))
     try:

@@ -44,31 +44,31 @@ if TYPE_CHECKING:
     Names = NDArray[np.intp]
 
 OBJECTIVES = ("nt-xent", "reconstruct")
-"""Objectives that residual latents can be fitted for: what tells rows apart, or distances."""
+"""Objectives that residual latents can be fitted for: telling rows apart, or distances."""
 
-_SHRINK = {"views": 1.5, "neighbours": 1.0}  # powers of what views share, and neighbours
-_STEP = {"images": 0.3, "vectors": 0.5}  # of the root mean square error that a stage leaves: steps of its words
-_MOST_ROWS = 40_000  # that words are fitted to
-_WORDS_WIDTH = 96, 192  # coordinates in which words of two bits and more live, the least and, of vectors, the most
-_WORDS_BY_COLUMNS = 192 * 384  # of vectors: the wider they are, the more of the tables is their map
-_SEEN = 512  # principal axes in which the metric of vectors is found
-_MAP_STEP = {"nt-xent": 1.0, "reconstruct": 0.5}  # of the error that codes leave: what an output map is rounded to
-_MOST_LOST = 0.1  # of what the map explains, for smaller tables
-_COARSER = 17  # tries, each of steps 1.2 times as large, to keep tables small
-_OTHER_TABLES = 11_000, 16  # bytes of tables besides words and map: the entropy network, a self-test by the column
+_SHRINK = {"views": 1.5, "neighbours": 1.0}  # powers of the shrinkage, by views or by neighbours
+_STEP = {"images": 0.3, "vectors": 0.5}  # step of the words, relative to the root mean square error after the stage
+_MOST_ROWS = 40_000  # rows to fit words to
+_WORDS_WIDTH = 96, 192  # coordinates of words of two or more bits: the least and, for vectors, the most
+_WORDS_BY_COLUMNS = 192 * 384  # for vectors: the wider they are, the larger the share of their map in the tables
+_SEEN = 512  # principal axes in which the metric of vectors is computed
+_MAP_STEP = {"nt-xent": 1.0, "reconstruct": 0.5}  # step of the output map, relative to the error of the codes
+_MOST_LOST = 0.1  # share of the map's explained power that smaller tables may cost
+_COARSER = 17  # attempts with coarser steps (a factor of 1.2 each) to keep tables small
+_OTHER_TABLES = 11_000, 16  # bytes of tables besides words and map: the entropy network, and a self-test per column
 _ROWS_A_WORD = 8
 _HIDDEN = {"images": 96, "vectors": 128}  # units of the entropy network
 _PASSES = {"images": 20, "vectors": 60}
-_MOST_TABLES = {"images": 300_000, "vectors": 150_000}  # bytes; a network that leads beyond is not kept
+_MOST_TABLES = {"images": 300_000, "vectors": 150_000}  # bytes; a network that exceeds them is dropped
 _LINEAR_ROWS = 4000  # fewer rows get a network without hidden units
-_NEAR, _ROUNDS = 0.02, 3  # close enough to the rate, relative to it; most fits
+_NEAR, _ROUNDS = 0.02, 3  # relative tolerance of the rate; most fits
 _MOST_CODES = 100_000
-_PAIRS = 2000  # that temperatures are fitted to
-_TEMPERATURES = np.geomspace(1e-3, 1e3, 121)  # relative to what words of the stage are apart
+_PAIRS = 2000  # to fit temperatures to
+_TEMPERATURES = np.geomspace(1e-3, 1e3, 121)  # relative to the spread of a stage's words
 
 
 def rounded_books(rows: Rows, books: list[Rows], share: float) -> list[Rows]:
-    """Return books in steps that are a share of the error that each stage leaves: tables deflate to a third."""
+    """Round books in steps that are a share of each stage's residual error: tables deflate to a third."""
     if not books:
         return books
     names, left, out = beam_encode(rows, books), rows.copy(), []
@@ -81,7 +81,7 @@ def rounded_books(rows: Rows, books: list[Rows], share: float) -> list[Rows]:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What a fit finds: the map to the reduced space, and words, named ones in ``narrow`` coordinates."""
+    """The result of a fit: the map to the reduced space, and words; named ones use ``narrow`` coordinates."""
 
     mean: Rows
     matrix: Rows
@@ -95,11 +95,11 @@ def fit(
     objective: str = "nt-xent", width: int = 256, shrink: float | None = None, seed: int = 0, refits: int = 3,
     known: Fitted | None = None,
 ) -> Fitted:  # fmt: skip
-    """Fit a residual code of these stages to rows, shape (N, d), and where given to a view of each.
+    """Fit a residual code of these stages to rows, shape (N, d), and optionally to a view of each.
 
-    ``kind`` is what the rows are features of, images or vectors; ``known`` an earlier fit to them, whose words are
-    kept where they are as many. Signs of vectors are those of single coordinates,
-    which tables hold for nothing: turned ones were no better on text, and worse from 128 bits on.
+    ``kind`` says whether rows are features of images or vectors; ``known`` is an earlier fit to them, whose words are
+    kept if the sizes match. Signs of vectors are those of single coordinates, which cost nothing in the tables:
+    rotated ones were no better on text, and worse from 128 bits.
     """
     sizes = [1 << b for b in stages if b > 1]
     if known is not None and sizes == [len(book) for book in known.books]:
@@ -125,7 +125,7 @@ def fit(
 
 
 def _with_signs(fitted: Fitted, rows: Rows, stages: int, kind: str) -> Fitted:
-    """Return a fit with the sign stages that it needs to have so many stages."""
+    """Return a fit extended by sign stages to ``stages`` stages."""
     left = (rows - fitted.mean) @ fitted.matrix
     if fitted.books:
         left -= decode_words(beam_encode(left, fitted.books), fitted.books, left.shape[1])
@@ -134,7 +134,7 @@ def _with_signs(fitted: Fitted, rows: Rows, stages: int, kind: str) -> Fitted:
 
 
 def check_objective(objective: str) -> None:
-    """Raise UsageError where residual latents cannot be fitted for an objective."""
+    """Raise UsageError if residual latents cannot be fitted for an objective."""
     if objective not in OBJECTIVES:
         raise UsageError(
             f"residual latents are fitted for {' or '.join(OBJECTIVES)}, not {objective}; choose another --posterior."
@@ -145,7 +145,7 @@ def fit_residual(
     encoder: Encoder, features: NDArray[np.floating], held: NDArray[np.floating], options: LatentOptions, *,
     views: NDArray[np.floating] | None = None, report: Callable[[Any], None] = lambda progress: None,
 ) -> FittedLatents:  # fmt: skip
-    """Give an encoder residual latents, fitted to its features, at the rate that was asked for, and their tables.
+    """Fit residual latents to an encoder's features at the target rate, and set them and their tables in the encoder.
 
     Parameters
     ----------
@@ -154,10 +154,10 @@ def fit_residual(
     features : ndarray of float, shape (N, V)
         Standardised features of the training inputs.
     held : ndarray of float, shape (M, V)
-        Of inputs that are not fitted to, which the rate is measured on; training features stand in if there are none.
+        Of inputs that are not fitted to, to measure the rate on; training features replace them if there are none.
     options : LatentOptions
     views : ndarray of float, shape (N, V), optional
-        Features of an augmented view of each training input; near neighbours stand in.
+        Features of an augmented view of each training input; by default near neighbours are used.
     report : callable
     """
     check_objective(options.objective)
@@ -212,7 +212,7 @@ def _set_latents(
     )  # fmt: skip
     encoder.set_residual(stages, fitted.matrix.shape[1], config.transform)
     _set(encoder, {
-        "head.weight": (fitted.matrix * np.reshape(spread, (-1, 1))).T.astype(np.float16),  # as a model file holds it
+        "head.weight": (fitted.matrix * np.reshape(spread, (-1, 1))).T.astype(np.float16),  # as in a model file
         "head.mean": fitted.mean @ fitted.matrix, "decoder.signs": fitted.signs,
         **{f"decoder.books.{i}": book for i, book in enumerate(fitted.books)},
         **({} if shift is None else {"head.shift": shift}),
@@ -227,7 +227,7 @@ def _kind(encoder: Encoder) -> str:
 
 
 def _set(encoder: Encoder, tensors: dict[str, NDArray[Any]]) -> None:
-    """Copy arrays to the encoder's tensors of these names."""
+    """Copy arrays to the encoder's tensors by name."""
     found = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}
     encoder.load_state_dict(encoder.state_dict() | found)
 
@@ -239,7 +239,7 @@ def _latents(encoder: Encoder) -> Residual:
 
 
 def _roots(encoder: Encoder) -> tuple[Rows, Rows]:
-    """Return what brings features to their network's zero, and factors that make the roots those of its numbers."""
+    """Return the shift to the network's own zero, and factors that make roots those of its own numbers."""
     tensors = encoder.arrays()
     if encoder.config.columns:
         return tensors["norm.centre"] / tensors["norm.scale"], np.ones(encoder.config.columns, np.float32)
@@ -249,10 +249,10 @@ def _roots(encoder: Encoder) -> tuple[Rows, Rows]:
 
 
 def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
-    """Set the map, of least squared error, from what codes decode to to the rows.
+    """Set the least-squares map from decoded words to the rows.
 
-    It is rounded in steps that are a share of the error that codes leave; in larger ones where tables would be too
-    large, as long as the map keeps most of what it explains.
+    It is rounded in steps that are a share of the codes' error, or larger ones if tables would be too large, as long
+    as the map keeps most of its explained power.
     """
     latents, words = _latents(encoder), layout.words(encoder.config, encoder.arrays())
     names = latents.names(hard_codes(encoder, rows).symbols())
@@ -271,21 +271,21 @@ def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
         step = share * 2 ** (coarser / 4) * float(np.sqrt(error / len(gram)))
         output = rounded_map(exact.astype(np.float32), deviation, step)
         if coarser and float(((output - exact) * (gram @ (output - exact))).sum()) > _MOST_LOST * explained:
-            return  # words alone take too much: better large tables than a map that is lost
+            return  # large tables are better than a useless map
         _set(encoder, {"decoder.output": output, "decoder.centre": (centre - middle @ output).astype(np.float32)})
         if len(zlib.compress(encoder.vector_decoder().to_bytes(), 9)) <= left:
             return
 
 
 def rounded_map(output: Rows, deviation: Rows, step: float) -> Rows:
-    """Return a map, shape (m, V), in steps of about ``step`` for coordinates of these deviations, multiplied by them.
+    """Round a map, shape (m, V), in steps of about ``step`` in units of the coordinates' deviations.
 
-    Rows that matter less than such a rounding does are zero.
+    Rows that matter less than the rounding are zero.
     """
     weight = np.sqrt(np.square(output).mean(1)) * deviation
     output = np.where(weight[:, None] < step / 12**0.5, np.float32(0), output)
     wanted = np.abs(output).max(0).mean() * deviation / max(step, 1e-12)
-    grid = np.clip(np.rint(2 ** (np.rint(2 * np.log2(np.maximum(wanted, 1))) / 2)), 1, 127)  # few: they deflate
+    grid = np.clip(np.rint(2 ** (np.rint(2 * np.log2(np.maximum(wanted, 1))) / 2)), 1, 127)  # few grids deflate well
     return on_grid(output, axis=0, grid=grid[:, None].astype(np.float32))
 
 
@@ -295,7 +295,7 @@ def _fit_tables(
 ) -> dict[str, Any]:  # fmt: skip
     kind, few = _kind(encoder), len(features) < _LINEAR_ROWS
     hidden = (0 if few else _HIDDEN[kind]) if options.prior_hidden is None else options.prior_hidden
-    # Signs of coordinates hardly depend on each other, and their weights would be most of the network.
+    # Signs of coordinates are nearly independent, and their weights would be most of the network.
     named = sum(bits for bits in encoder.config.stages if bits > 1)
     joint = named if kind == "vectors" and named > 1 else None
     codes = hard_codes(encoder, features[:_MOST_CODES])
@@ -315,9 +315,9 @@ def _fit_tables(
 
 
 def _fit_temperatures(encoder: Encoder, features: NDArray[np.floating], views: NDArray[np.floating] | None) -> None:
-    """Set each stage's temperature so that a row's distances predict the words of its view, or near neighbour.
+    """Set each stage's temperature so that a row's distances predict the words of its view or near neighbour.
 
-    They minimise the negative log likelihood, as temperature scaling does (Guo et al., arXiv 1706.04599).
+    The temperatures minimise the negative log likelihood, as in temperature scaling (Guo et al., arXiv 1706.04599).
     """
     clean = np.asarray(features[:_PAIRS], np.float32)
     near = clean[nearest_rows(clean, 1)[:, 0]] if views is None else views[:_PAIRS]

@@ -1,8 +1,8 @@
-"""Where training runs: device, precision and processes (through Lightning Fabric), and their collective operations.
+"""Device, precision and processes of training (through Lightning Fabric), and collective operations.
 
-The loss of the whole batch is the mean of the processes' losses, and its gradient the mean of theirs. A process that
-gathers all rows, for the matrix of similarities for one, therefore sends back to each process the *sum* of the
-gradients that all processes have for its rows: averaged afterwards, that is the gradient of the whole batch's loss.
+The loss of the whole batch is the mean of the processes' losses, and so is its gradient. A process that gathers all
+rows, for example for the matrix of similarities, therefore returns to each process the *sum* of all processes'
+gradients for its rows: averaged afterwards, that is the gradient of the whole batch's loss.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return which of them this one is; 0 is the one that writes and prints."""
+    """Return this process's number; 0 writes and prints."""
     return distributed.get_rank() if world_size() > 1 else 0
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Return the sum over processes; backwards, gradients are summed as well."""
+    """Return the sum over processes; the backward pass sums gradients too."""
     if world_size() == 1:
         return values
     found: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
@@ -44,7 +44,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, in the order of their ranks; each has the same number."""
+    """Return the rows of all processes in rank order; each process has the same number."""
     parts = [torch.zeros_like(rows)] * world_size()
     parts[rank()] = rows
     return all_reduce_sum(torch.cat(parts)) if len(parts) > 1 else rows
@@ -57,7 +57,7 @@ def all_reduce_mean(values: Tensor) -> Tensor:
 
 
 def global_mean(values: Tensor) -> Tensor:
-    """Return a number whose mean over processes is the mean of all their values; a process may have none."""
+    """Return a value whose mean over processes is the mean of all their values; a process may have none."""
     if world_size() == 1:
         return values.mean()
     count = all_reduce_sum(torch.tensor(float(values.numel()), device=values.device))
@@ -65,7 +65,7 @@ def global_mean(values: Tensor) -> Tensor:
 
 
 def broadcast(value: float, device: torch.device) -> float:
-    """Return the number that the first process has."""
+    """Return the first process's number."""
     if world_size() == 1:
         return value
     shared = torch.tensor(value, dtype=torch.float64, device=device)
@@ -91,7 +91,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """What torch's SyncBatchNorm does, which refuses to run on the CPU, written with collectives that do."""
+    """Like torch's SyncBatchNorm, which refuses the CPU, with collectives that run there."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
@@ -100,7 +100,7 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1, *[1] * (x.ndim - 2)]
         values = x.float()
         count = x.numel() // x.shape[1] * world_size()
-        # In two passes: a mean of squares less a squared mean would cancel.
+        # In two passes, because the mean of squares minus the squared mean would cancel.
         mean = all_reduce_sum(values.sum(axes)) / count
         centred = values - mean.view(shape)
         variance = all_reduce_sum(centred.square().sum(axes)) / count
@@ -111,7 +111,7 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         return out.to(x.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
-        """Take any number of axes."""
+        """Accept any number of axes."""
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
@@ -124,9 +124,9 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def globalise_batch_norms(module: nn.Module) -> None:
-    """Replace a network's batch normalisations by ones whose statistics are those of all processes' batches.
+    """Make a network's batch normalisations use the statistics of all processes' batches.
 
-    Parameters, buffers and names stay; in a single process nothing changes.
+    Parameters, buffers and names are kept; in a single process nothing changes.
     """
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -136,11 +136,11 @@ def globalise_batch_norms(module: nn.Module) -> None:
             raise UsageError(f"networks with {what} train in one process only; start a single one.")
 
 
-_RESIDENT = 0.3  # of a GPU's free memory, that images may take
+_RESIDENT = 0.3  # share of a GPU's free memory that images may take
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the CPU to a device, without waiting for a GPU's work.
+    """Copy a tensor from the CPU to a device without waiting for the GPU.
 
     From pageable memory, the copy would wait until the GPU is idle.
     """
@@ -150,9 +150,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class DeviceImages:
-    """8-bit images that batches are taken from; kept on a GPU if they fit.
+    """8-bit images from which batches are taken, kept on a GPU if they fit.
 
-    By default if they take less than 30 % of a GPU's free memory.
+    By default they are if they take less than 30 % of its free memory.
     """
 
     def __init__(self, images: NDArray[np.uint8], device: torch.device, *, resident: bool | None = None) -> None:
@@ -162,34 +162,32 @@ class DeviceImages:
         self._there = torch.from_numpy(images).to(device) if resident else None
 
     def take(self, rows: NDArray[np.integer]) -> Tensor:
-        """Return images of these rows on the device, uint8, shape (B, 3, S, S), channels last."""
+        """Return these rows' images on the device, uint8, shape (B, 3, S, S), channels last."""
         if self._there is None:
             return to_device(torch.from_numpy(self._images[rows]), self._device).permute(0, 3, 1, 2)
         return self._there[to_device(torch.from_numpy(rows), self._device)].permute(0, 3, 1, 2)
 
 
-_PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp32": "32-true"}  # in Fabric's words
+_PRECISIONS: dict[str, Any] = {"bf16": "bf16-mixed", "fp32": "32-true"}  # Fabric's names
 _ACCELERATORS = ("cpu", "cuda", "mps")
-_PARTING = 0.1  # seconds: ample for a thread to get the lock and drop a few tensors
+_PARTING = 0.1  # seconds for a thread to get the lock and drop a few tensors
 
 
 class Runtime:
     """The device and the processes of a run.
 
-    Under torchrun, its processes train together. Otherwise Fabric starts the same program once for each of
-    ``devices``.
-
-    ``first`` is the process that writes and prints; ``precision`` is bf16 or fp32, of the network.
+    Under torchrun, its processes train together. Otherwise Fabric starts the same program once per device of
+    ``devices``. ``first`` is the process that writes and prints; ``precision`` of the network is bf16 or fp32.
     """
 
     def __init__(self, options: TrainOptions) -> None:
         chosen = choose_device(options.device)
         if chosen.type not in _ACCELERATORS:
             raise UsageError(f"training runs on {', '.join(_ACCELERATORS)}, not on {chosen.type}.")
-        from lightning_fabric import Fabric  # seconds, and only training needs it
+        from lightning_fabric import Fabric  # takes seconds, and only training needs it
         from lightning_fabric.strategies.ddp import DDPStrategy
 
-        for name in ("lightning.fabric", "lightning_fabric"):  # every process would introduce itself
+        for name in ("lightning.fabric", "lightning_fabric"):  # or every process prints a banner
             logging.getLogger(name).setLevel(logging.WARNING)
         local, nodes = _started_by_torchrun() or (options.devices, 1)
         self._opened = not distributed.is_initialized()
@@ -201,7 +199,7 @@ class Runtime:
             strategy=several if local * nodes > 1 else "auto",
         )  # fmt: skip
         self.fabric.launch()
-        self.first = rank() == 0  # also after the processes have parted
+        self.first = rank() == 0  # also after the processes have separated
 
     @property
     def device(self) -> torch.device:
@@ -209,7 +207,7 @@ class Runtime:
         return self.fabric.device
 
     def prepare(self, module: nn.Module) -> nn.Module:
-        """Return a module that, called, runs in the precision chosen and averages gradients over processes."""
+        """Return a module that runs in the chosen precision and averages gradients over processes."""
         if self.fabric.world_size > 1:
             globalise_batch_norms(module)
         return self.fabric.setup_module(module)
@@ -223,17 +221,17 @@ class Runtime:
         self.fabric.barrier()
 
     def close(self) -> None:
-        """Take leave of the other processes; each goes on, or ends, as it likes."""
+        """Leave the process group; processes then continue or end independently."""
         if self._opened and distributed.is_available() and distributed.is_initialized():
-            # A thread of the group needs the interpreter's lock to let go of the tensors that it summed last. Whoever
-            # drops the group waits for the thread, and a reducer does so holding that lock: both wait for ever.
+            # The group's thread needs the interpreter's lock to release the tensors it summed last. Dropping the
+            # group waits for that thread, and a reducer does so holding the lock: a deadlock.
             distributed.barrier()
             time.sleep(_PARTING)
             distributed.destroy_process_group()
 
 
 def _started_by_torchrun() -> tuple[int, int] | None:
-    """Return processes on this machine, and machines, if torchrun started this one."""
+    """Return the number of local processes and of machines if torchrun started this process, else None."""
     try:
         local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):

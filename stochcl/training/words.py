@@ -1,4 +1,4 @@
-"""Words of residual codes: the space that they live in, k-means, the beam, and the refit."""
+"""Words of residual codes: their space, k-means, the beam, and the refit."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     Names = NDArray[np.intp]
 
 GRID = 31
-"""Integers, either way, in which a number of a word is held: they deflate to five bits, and lose nothing."""
+"""Integers on each side to which a word's numbers are rounded: they deflate to five bits without loss of quality."""
 
-_MOST = 127  # integers either way of decoding tables
+_MOST = 127  # integers on each side in decoding tables
 _NEIGHBOURS = 20
-_ROUNDS = 25  # of k-means; 10 leave 2 % more of the error of text embeddings at 64 bits
-_CANDIDATES_A_WORD = 256  # of the beam's, that k-means sees
-_MOST_PAIRED = 20_000  # rows among which neighbours are looked for
+_ROUNDS = 25  # of k-means; with 10, text embeddings at 64 bits have 2 % more error
+_CANDIDATES_A_WORD = 256  # beam candidates per word that k-means sees
+_MOST_PAIRED = 20_000  # rows in which neighbours are searched
 
 
 def on_grid(numbers: Rows, axis: int | None = None, grid: int | Rows = GRID) -> Rows:
-    """Return numbers rounded so that decoding tables hold them as they are; of one scale, or one along ``axis``.
+    """Round numbers to the exact values of decoding tables, with one scale, or one along ``axis``.
 
-    ``grid`` is the integers either way, 1 to 127, that a number can be rounded to, or those of each number.
+    ``grid`` is the number of integers on each side, 1 to 127, for all numbers or for each.
     """
     largest = np.maximum(np.abs(numbers).max(axis=axis, keepdims=True, initial=0), 1e-12)
     integers = np.rint(np.rint(numbers / largest * grid) * (_MOST / grid))
@@ -39,7 +39,7 @@ def on_grid(numbers: Rows, axis: int | None = None, grid: int | Rows = GRID) -> 
 
 
 def nearest(rows: Rows, words: Rows) -> tuple[Names, Rows]:
-    """Return the index of the word nearest to each row, and the distances less the row's own square."""
+    """Return the nearest word of each row, and its distance minus the row's own square."""
     scores = rows @ words.T
     scores *= -2
     scores += (words * words).sum(1)
@@ -48,7 +48,7 @@ def nearest(rows: Rows, words: Rows) -> tuple[Names, Rows]:
 
 
 def kmeans(rows: Rows, count: int, rng: np.random.Generator, rounds: int = _ROUNDS, block: int = 8192) -> Rows:
-    """Return count centres of the rows: Lloyd's rounds from random rows; an empty cluster halves a large one."""
+    """Return ``count`` centres by Lloyd's algorithm from random rows; an empty cluster splits a large one."""
     words = rows[rng.permutation(len(rows))[:count]].copy()
     if len(words) < count:
         words = np.concatenate([words, words[rng.integers(0, len(words), count - len(words))]])
@@ -68,7 +68,7 @@ def kmeans(rows: Rows, count: int, rng: np.random.Generator, rounds: int = _ROUN
 
 
 def beam_step(residual: Rows, cost: Rows, words: Rows, width: int) -> tuple[Names, Names, Rows, Rows]:
-    """Extend each row's candidates by one stage; return parents, symbols, residuals and costs of the best ones."""
+    """Extend each row's candidates by one stage; return the best ones' parents, symbols, residuals and costs."""
     n, beams, m = residual.shape
     count = len(words)
     scores = residual.reshape(-1, m) @ (words.T * -2)
@@ -85,7 +85,7 @@ def beam_step(residual: Rows, cost: Rows, words: Rows, width: int) -> tuple[Name
 
 
 def beam_encode(rows: Rows, books: Sequence[Rows], block: int = 4096) -> Names:
-    """Return the symbols (n, stages) of the nearest sums that the encoder's own search finds."""
+    """Return the symbols (n, stages) of the nearest sums by the encoder's own search."""
     search = WordSearch(books, rows.shape[1])
     parts = (search.distances(rows[start : start + block]) for start in range(0, len(rows), block))
     found: Names = np.concatenate([search.nearest(part, len(books)) for part in parts]) - np.array(search.ends[:-1])
@@ -93,7 +93,7 @@ def beam_encode(rows: Rows, books: Sequence[Rows], block: int = 4096) -> Names:
 
 
 def decode_words(symbols: Names, books: Sequence[Rows], width: int) -> Rows:
-    """Return the sum of the words that the symbols name."""
+    """Return the sum of the named words."""
     total = np.zeros((len(symbols), width), np.float32)
     for stage, book in enumerate(books):
         total += book[symbols[:, stage]]
@@ -101,7 +101,7 @@ def decode_words(symbols: Names, books: Sequence[Rows], width: int) -> Rows:
 
 
 def refit(rows: Rows, symbols: Names, books: Sequence[Rows], ridge: float = 1e-2) -> list[Rows]:
-    """Return books of least squared error over all prefixes, each of which counts as the octaves to the next.
+    """Return books of least squared error over all prefixes, each weighted by the octaves to the next.
 
     So 8 bits count as much as 32, though fewer prefixes are near them; the last counts as one octave.
     """
@@ -124,7 +124,7 @@ def refit(rows: Rows, symbols: Names, books: Sequence[Rows], ridge: float = 1e-2
 
 
 def shrink_words(rows: Rows, words: Rows, fitted: int) -> Rows:
-    """Return words less the share of each coordinate's variance that is noise of their means (James and Stein)."""
+    """Shrink words by each coordinate's share of variance that is noise of their means (James and Stein)."""
     index, _ = nearest(rows, words)
     noise = ((rows - words[index]) ** 2).mean(0) * len(words) / fitted
     kept = np.maximum(1 - noise / np.maximum((words**2).mean(0), 1e-12), 0)
@@ -135,7 +135,7 @@ def shrink_words(rows: Rows, words: Rows, fitted: int) -> Rows:
 def residual_books(
     rows: Rows, sizes: Sequence[int], rng: np.random.Generator, width: int = BEAM, rounds: int = _ROUNDS
 ) -> list[Rows]:
-    """Return books fitted stage by stage to the residuals that a beam leaves."""
+    """Fit books stage by stage to the residuals of a beam search."""
     books: list[Rows] = []
     residual, cost = rows[:, None, :], np.zeros((len(rows), 1), np.float32)
     for count in sizes:
@@ -158,7 +158,7 @@ def power(matrix: Rows, exponent: float) -> Rows:
 
 
 def nearest_rows(rows: Rows, count: int, block: int = 1024) -> Names:
-    """Return the indices (N, count) of each row's nearest others by cosine."""
+    """Return the indices (N, count) of each row's nearest other rows by cosine."""
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
     near = np.empty((len(rows), count), np.intp)
     for start in range(0, len(rows), block):
@@ -169,7 +169,7 @@ def nearest_rows(rows: Rows, count: int, block: int = 1024) -> Names:
 
 
 def neighbour_moments(rows: Rows, count: int = _NEIGHBOURS, limit: int = _MOST_PAIRED) -> tuple[Rows, Rows]:
-    """Return the scatter between near neighbours and what they share, over at most ``limit`` rows."""
+    """Return the scatter between near neighbours and their shared part, over at most ``limit`` rows."""
     rows = rows[:limit] - rows[:limit].mean(0)
     near = nearest_rows(rows, min(count, len(rows) - 1))
     shared = np.zeros_like(rows)
@@ -183,14 +183,14 @@ def neighbour_moments(rows: Rows, count: int = _NEIGHBOURS, limit: int = _MOST_P
 
 
 def view_moments(first: Rows, second: Rows) -> tuple[Rows, Rows]:
-    """Return the scatter between two views of the same rows and what they share."""
+    """Return the scatter between two views of the same rows and their shared part."""
     first, second = first - first.mean(0), second - second.mean(0)
     gap = first - second
     return gap.T @ gap / (2 * len(gap)), (first.T @ second + second.T @ first) / (2 * len(first))
 
 
 def metric(within: Rows, between: Rows, shrink: float = 1.0, ridge: float = 0.02) -> Rows:
-    """Return the map (m x m) that whitens what differs between the views and shrinks what they do not share."""
+    """Return the map (m x m) that whitens the views' differences and shrinks what they do not share."""
     m = len(within)
     white = power(within + (ridge * np.trace(within) / m + 1e-9) * np.eye(m, dtype=np.float32), -0.5)
     ratio, axes = np.linalg.eigh(white @ between @ white)
@@ -202,10 +202,10 @@ def metric(within: Rows, between: Rows, shrink: float = 1.0, ridge: float = 0.02
 def space(
     rows: Rows, views: Rows | None, objective: str, width: int, shrink: float, seen: int = 0
 ) -> tuple[Rows, Rows]:
-    """Return mean (d,) and map (d x m) to the space in which squared error is what an error costs.
+    """Return mean (d,) and map (d x m) to the space in which the squared error is an error's cost.
 
-    Views of the rows, in their order, say what differs in a row; without them its nearest neighbours do. The metric
-    is found in the first ``seen`` principal axes, or in ``width`` of them where these are more.
+    Views of the rows, in their order, show how a row varies; without them its nearest neighbours do. The metric is
+    computed in the first ``seen`` principal axes, or in ``width`` if that is more.
     """
     mean = rows.mean(0, dtype=np.float64).astype(np.float32)
     centred = rows - mean
@@ -225,9 +225,10 @@ def space(
 
 
 def sign_stages(residual: Rows, count: int, narrow: int) -> Rows:
-    """Return the words (count, m) of one-bit stages: the axis with most variance left comes next, and may come again.
+    """Return the words (count, m) of one-bit stages; each takes the axis with most variance left, possibly again.
 
-    Axes are principal among the first ``narrow`` coordinates, and the others themselves, which deflate to nothing.
+    Axes are principal among the first ``narrow`` coordinates, and single coordinates beyond, which deflate to
+    nothing.
     """
     m = residual.shape[1]
     axes = np.eye(m, dtype=np.float32)
@@ -246,9 +247,9 @@ def sign_stages(residual: Rows, count: int, narrow: int) -> Rows:
 
 
 def ordered(words: Rows) -> Rows:
-    """Return words so ordered that their bits halve them, each time along the axis of most variance.
+    """Order words so that each bit of their names halves them along the axis of most variance.
 
-    So the first bits of a name say the most, and what they leave open is near.
+    So the first bits of a name say the most, and leave only near words open.
     """
     if len(words) < 2:
         return words

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "stochcl.gpu.cifar10/0"
 ARMS = ("scratch", "scratch-latent", "twin", "latent")
-NOT_FINISHED = 75  # what sysexits.h calls a temporary failure: run it again
+NOT_FINISHED = 75  # sysexits.h's temporary failure: run it again
 _SIDE = 32
-_BLOCK = 1000  # queries whose similarity to all training rows is in memory
+_BLOCK = 1000  # queries per block of similarities
 _TOLD_EVERY = 15.0  # seconds
 
 
@@ -90,8 +90,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def stop_after(minutes: float | None) -> None:
-    """Interrupt this process after so many minutes, as Ctrl-C does: training then writes its checkpoint."""
-    # What starts in the background may have inherited that interrupts are ignored.
+    """Interrupt this process after some minutes, as Ctrl-C does, so that training writes its checkpoint."""
+    # A background process may have inherited ignored interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     if minutes is not None:
@@ -101,7 +101,7 @@ def stop_after(minutes: float | None) -> None:
 
 
 def run(options: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
-    """Do what has not been done yet, and return the figures."""
+    """Run the unfinished stages, and return the figures."""
     from stochcl.api.finetune import score
     from stochcl.benchmarks.run import commit, versions
     from stochcl.encoders.inference import choose_device
@@ -179,12 +179,12 @@ def finetune(options: argparse.Namespace, sources: list[Path], base: Path, outpu
 
 
 def begun(output: Path) -> bool:
-    """Tell whether there is a checkpoint to go on from."""
+    """Tell whether there is a checkpoint to resume from."""
     return output.with_name(output.name + ".checkpoint").exists()
 
 
 def probed(options: argparse.Namespace, sources: list[Path], model: Path, output: Path) -> dict[str, float]:
-    """Return linear and kNN accuracy in percent, of test images, from what a model gives without fine-tuning."""
+    """Return linear and kNN accuracy on test images, in percent, of a model's output before fine-tuning."""
     from stochcl.api.codec import Codec
     from stochcl.benchmarks.probes import answers
 
@@ -205,7 +205,7 @@ def probed(options: argparse.Namespace, sources: list[Path], model: Path, output
 
 
 def encoded(codec: Codec, sources: list[Path]) -> dict[str, np.ndarray]:
-    """Return features, hard codes and what these decode to, float32, one row an image, and labels."""
+    """Return features, hard codes and decoded vectors, float32, one row per image, and labels."""
     from stochcl.codes import folder_label
     from stochcl.data import open_source
 
@@ -222,7 +222,7 @@ def encoded(codec: Codec, sources: list[Path]) -> dict[str, np.ndarray]:
 
 
 def knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.ndarray) -> float:
-    """Return the accuracy of the 20 nearest by cosine, from columns less their mean."""
+    """Return the accuracy of the 20 nearest rows by cosine, after subtracting the mean."""
     from stochcl.training.monitor import knn_accuracy
 
     mean = bank.mean(axis=0)
@@ -233,7 +233,7 @@ def knn(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.nda
 
 
 def subset(sources: list[Path], per_class: int, work: Path) -> Path:
-    """Write the first images of each class to a zip of PNGs, which lose nothing."""
+    """Write the first images of each class to a zip of lossless PNGs."""
     from PIL import Image
 
     from stochcl.codes import folder_label
@@ -259,7 +259,7 @@ def subset(sources: list[Path], per_class: int, work: Path) -> Path:
 
 
 def pairs(given: list[str]) -> dict[str, Any]:
-    """Read KEY=VALUE as presets have them; what is no TOML value is text."""
+    """Parse KEY=VALUE as in presets; a value that is not TOML is text."""
     found: dict[str, Any] = {}
     for pair in given:
         key, _, value = pair.partition("=")
@@ -289,12 +289,12 @@ def threads() -> int:
 
 
 def said(words: list[str]) -> list[str]:
-    """Leave out folders of the machine that it ran on."""
+    """Leave out folders of the machine."""
     return [Path(word).name if "/" in word and "=" not in word else word for word in words]
 
 
 def telling(what: str) -> Callable[[Any], None]:
-    """Return what prints a line of progress every so often."""
+    """Return a function that prints a line of progress at intervals."""
     told = [0.0]
 
     def report(progress: Any) -> None:

@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def export(results: Path, output: Path, *, moments: str | None = "second", limit_mib: float = LIMIT) -> None:
-    """Write the parts of everything, the manifest last; what was there before goes."""
+    """Write the parts of all files, the manifest last, replacing an earlier export."""
     shutil.rmtree(output, ignore_errors=True)
     root = results if results.is_dir() else results.parent
     found = sorted(results.rglob("*")) if results.is_dir() else [results]

@@ -31,14 +31,14 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-_GRACE = 60.0  # seconds between an interruption and the end
-_LEAST = 20.0  # seconds that are worth beginning a job
+_GRACE = 60.0  # seconds between an interruption and a kill
+_LEAST = 20.0  # seconds that are worth starting a job
 _KEYS = {"name", "command", "minutes", "priority", "needs", "result", "checkpoint"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One entry of the list; see the module."""
+    """An entry of the list; see the module."""
 
     name: str
     command: str
@@ -50,7 +50,7 @@ class Job:
 
 
 class Runner:
-    """Runs jobs until all are done, or the time is over."""
+    """Runs jobs until all are done or time is up."""
 
     def __init__(self, jobs: list[Job], out: Path, data: Path, minutes: float | None) -> None:
         self.jobs, self.out, self.data = jobs, out, data
@@ -58,7 +58,7 @@ class Runner:
         self.states: dict[str, dict[str, object]] = {job.name: {"state": "waiting"} for job in jobs}
 
     def run(self) -> bool:
-        """Run what can be run; tell whether all is done."""
+        """Run what can be run; return whether all is done."""
         for job in self.jobs:
             self.note(job, **self._one(job))
         done = all(state["state"] == "done" for state in self.states.values())
@@ -89,7 +89,7 @@ class Runner:
         return (self.out / need).exists() or (self.data / need).exists()
 
     def words(self, job: Job, seconds: float) -> list[str]:
-        """Return the command's words with everything filled in."""
+        """Return the command's words with all fields filled in."""
         resume = bool(job.checkpoint) and (self.out / job.checkpoint).exists()
         known = {
             "python": sys.executable, "tools": str(Path(__file__).parent), "data": str(self.data),
@@ -104,7 +104,7 @@ class Runner:
         return words
 
     def _start(self, job: Job, seconds: float) -> int:
-        """Run a job in a session of its own; return its exit code, 130 where it had to be interrupted."""
+        """Run a job in its own session; return its exit code, 130 if it was interrupted."""
         with (self.out / f"{job.name}.log").open("ab") as log:
             process = subprocess.Popen(
                 self.words(job, seconds), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -119,7 +119,7 @@ class Runner:
                 raise
 
     def note(self, job: Job, **facts: object) -> None:
-        """Write down where a job stands."""
+        """Record a job's state."""
         self.states[job.name] = facts
         print(f"{time.strftime('%H:%M:%S')} {job.name}: {', '.join(f'{v}' for v in facts.values())}", flush=True)
         self._write(finished=False)
@@ -131,15 +131,15 @@ class Runner:
 
 
 def _own(seconds: float) -> float:
-    """Return after what time a job that keeps time itself is to stop: early enough not to be interrupted twice.
+    """Return the time after which a job that keeps time is to stop, early enough to avoid a second interruption.
 
-    A second interruption, in the middle of writing a checkpoint, would leave an earlier one.
+    A second interruption, while a checkpoint is written, would leave an earlier one.
     """
     return max(seconds - _GRACE / 2, 0.8 * seconds)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> bool:
-    """Interrupt a job, and end it where that does not help; tell whether it was still there."""
+    """Interrupt a job, or kill it if that fails; return whether it still ran."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -154,7 +154,7 @@ def _stop(process: subprocess.Popen[bytes]) -> bool:
 
 
 def read_jobs(path: Path) -> list[Job]:
-    """Read a list of jobs, in the order in which they are to run."""
+    """Read a list of jobs, sorted by priority."""
     try:
         found = tomllib.loads(path.read_text("utf-8")).get("job", [])
     except (OSError, tomllib.TOMLDecodeError) as exc:
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], metavar="NAME")
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     options = parser.parse_args()
-    # Started in the background, this may ignore interruptions, and so would all jobs.
+    # Started in the background, this process may ignore interrupts, and its jobs would too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options.output.mkdir(parents=True, exist_ok=True)
     jobs = [job for job in read_jobs(options.jobs) if not options.only or job.name in options.only]

@@ -31,7 +31,7 @@ _LEFT_OUT = ("tests", "examples", "benchmarks/results", "stochcl/models/*.safete
 
 
 def wanted(name: str = "stochcl") -> dict[str, str]:
-    """Return names and versions of what a distribution needs, itself and PyTorch's own left out."""
+    """Return names and versions of a distribution's requirements, without itself and PyTorch's own."""
     ours, torch = _closure(name, skip=_COMES_WITH_TORCH), _closure("torch", skip=())
     del ours[_normal(name)]
     return {k: v for k, v in ours.items() if k not in torch or k in ("numpy", "typing-extensions")}
@@ -59,7 +59,7 @@ def _normal(name: str) -> str:
 
 
 def fetch_wheels(folder: Path, python_version: str | None, platforms: list[str]) -> None:
-    """Download wheels, from wherever pip is set up to take them."""
+    """Download wheels from pip's configured index."""
     pins = [f"{name}=={version}" for name, version in sorted(wanted().items())]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder), "-q"]
     if python_version:
@@ -75,7 +75,7 @@ def checkout(path: Path) -> None:
 
 
 def gather(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
-    """Return everything that is to be carried, by the name that it is unpacked as."""
+    """Return all files to carry, by the name they are unpacked to."""
     files = {}
     if not options.no_wheels:
         wheels = folder / "wheels"
@@ -102,9 +102,9 @@ def gather(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
 
 
 def distribute(entries: list[dict[str, Any]], limit: float) -> list[tuple[list[dict[str, Any]], list[str]]]:
-    """Return, for each load of at most so many bytes, what its manifest lists and the parts that it holds.
+    """Distribute files over loads of at most ``limit`` bytes; return each load's manifest entries and parts.
 
-    A file that is larger than a load is spread over several, and listed in the one that has its last part.
+    A file larger than a load is spread over several, and listed in the one with its last part.
     """
     found: list[tuple[list[dict[str, Any]], list[str]]] = []
     room = -1.0

@@ -1,4 +1,4 @@
-"""Files in parts that are small enough to travel, with a manifest that tells whether they arrived whole."""
+"""Split files into parts small enough to travel, with a manifest to check that they arrived whole."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 SCHEMA = "stochcl.gpu.parts/0"
 MANIFEST = "manifest.json"
-LIMIT = 15.5  # MiB: what must stay below 16 has a little room
+LIMIT = 15.5  # MiB: a margin below 16
 
 
 class PartsError(Exception):
-    """A part is missing or damaged; the message says which."""
+    """A part is missing or damaged; the message names it."""
 
 
 def write_parts(files: dict[str, Path], folder: Path, limit_mib: float = LIMIT) -> dict[str, Any]:
@@ -22,9 +22,9 @@ def write_parts(files: dict[str, Path], folder: Path, limit_mib: float = LIMIT) 
     Parameters
     ----------
     files : dict of str to Path
-        By the name that each is to have again; with / where it lies in a folder.
+        By their names when joined; / separates folders.
     folder : Path
-        Made where there is none; parts of the same name are replaced.
+        Created if needed; parts of the same name are replaced.
     limit_mib : float
         Largest part in MiB.
 
@@ -50,7 +50,7 @@ def write_parts(files: dict[str, Path], folder: Path, limit_mib: float = LIMIT) 
 
 
 def write_manifest(entries: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """Write a folder's manifest, complete or not at all, and return it."""
+    """Write a folder's manifest atomically, and return it."""
     manifest = {"schema": SCHEMA, "files": entries}
     partial = folder / (MANIFEST + ".partial")
     partial.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -64,7 +64,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises
     ------
     PartsError
-        If it is missing or is none.
+        If it is missing or invalid.
     """
     path = folder / MANIFEST
     try:
@@ -78,12 +78,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def join_parts(folders: list[Path], output: Path) -> list[Path]:
-    """Put files together again from parts, which may lie in several folders, all with a manifest.
+    """Join files from parts, which may be in several folders, each with a manifest.
 
     Raises
     ------
     PartsError
-        If a part is missing or damaged, or a name climbs out of the output; nothing is written of that file.
+        If a part is missing or damaged, or a name leads outside the output; that file is not written.
     """
     written = []
     for folder in folders:
@@ -110,7 +110,7 @@ def join_parts(folders: list[Path], output: Path) -> list[Path]:
 
 
 def _part(folders: list[Path], part: dict[str, Any]) -> bytes:
-    """Return a part's bytes, from whichever folder has it."""
+    """Return a part's bytes from the folder that has it."""
     if Path(part["name"]).name != part["name"]:
         raise PartsError(f"{part['name']!r} is not the name of a part.")
     for folder in folders:

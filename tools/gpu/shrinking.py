@@ -1,4 +1,4 @@
-"""Checkpoints made small enough to travel between two leases of a machine, and brought back to full size."""
+"""Shrink checkpoints to travel between two leases of a machine, and restore them to full size."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LARGEST = 65504.0  # of float16
 
 
 def shrink(checkpoint: Path, output: Path, moments: str = "second") -> None:
-    """Write weights as float16, and of the optimizer's moments those that are asked for, as bfloat16.
+    """Write weights as float16, and the chosen moments of the optimizer as bfloat16.
 
-    Second moments are as small as 1e-12, which float16 does not hold. Without first moments, a run gathers them again
-    in some ten steps; without second ones the optimizer's steps are those of a beginning.
+    Second moments are as small as 1e-12, which float16 does not hold. Without first moments, a run recovers them in
+    about ten steps; without second ones the optimizer starts afresh.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def shrink(checkpoint: Path, output: Path, moments: str = "second") -> None:
             else:
                 kept = moments != "none" or not (name.endswith(_SECOND) and name.startswith("optimizer."))
             if not kept:
-                # No numbers, but the shape: that many zeros.
+                # Store only the shape; the values are restored as zeros.
                 metadata[f"{_SHRUNK}:{name}"] = ",".join(map(str, tensor.shape))
             else:
                 tensors[name] = tensor.to(_type(name, tensor))
@@ -49,7 +49,7 @@ def shrink(checkpoint: Path, output: Path, moments: str = "second") -> None:
 
 
 def _type(name: str, tensor: torch.Tensor) -> torch.dtype:
-    if tensor.dtype != torch.float32 or tensor.ndim < 2:  # statistics, counters, biases: small, and not to be rounded
+    if tensor.dtype != torch.float32 or tensor.ndim < 2:  # small, and not to be rounded
         return tensor.dtype
     if name.startswith("optimizer."):
         return torch.bfloat16
@@ -57,7 +57,7 @@ def _type(name: str, tensor: torch.Tensor) -> torch.dtype:
 
 
 def grow(path: Path) -> bool:
-    """Bring a shrunk checkpoint, in place, to what training goes on from; tell whether it was one."""
+    """Restore a shrunk checkpoint in place for training; return whether it was one."""
     tensors = {}
     with safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata() or {})
@@ -77,7 +77,7 @@ def grow(path: Path) -> bool:
 
 
 def _restart(tensors: dict[str, torch.Tensor]) -> None:
-    """Let Adam count from nothing where its second moments begin from nothing: it divides by what they add up to."""
+    """Reset Adam's step count if its second moments are zero, because the count corrects their bias."""
     for name, tensor in tensors.items():
         second = tensors.get(name.removesuffix(".step") + ".exp_avg_sq")
         if name.endswith(".step") and second is not None and not second.any():

@@ -89,7 +89,7 @@ def label_free(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def paired(rows: list[dict[str, Any]]) -> list[str]:
-    """Return, for each seed that both have, by how many points arms differ."""
+    """Return the differences between arms, in points, for each seed that both have."""
     tops = {(row["backbone"], row["width"], row["seed"], row["arm"]): row["test_top1"] for row in rows}
     out = []
     for first, second in (("latent", "twin"), ("latent", "scratch"), ("twin", "scratch")):

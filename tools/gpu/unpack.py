@@ -21,7 +21,7 @@ from parts import PartsError, join_parts
 
 
 def install(wheels: list[Path], site: Path) -> None:
-    """Install wheels without dependencies, with pip; without pip, by unpacking them."""
+    """Install wheels without dependencies, with pip or else by unpacking them."""
     if not wheels:
         return
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--upgrade"]
@@ -55,7 +55,7 @@ def main() -> None:
         elif name.parts[0] == "results":
             target = (options.results or options.output / "results") / name.relative_to("results")
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():  # what has been done here since is worth more
+            if target.exists():  # newer work here takes precedence
                 continue
             shutil.copyfile(path, target)
             if target.suffix == ".checkpoint":

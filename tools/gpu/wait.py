@@ -18,7 +18,7 @@ from export import export
 
 
 def state(results: Path) -> tuple[bool, list[str]]:
-    """Return whether the list has been gone through, and a line for each job that has begun."""
+    """Return whether the list is finished, and a line for each job that has begun."""
     try:
         found = json.loads((results / "jobs.json").read_text())
     except (OSError, ValueError):
@@ -31,7 +31,7 @@ def state(results: Path) -> tuple[bool, list[str]]:
 
 
 def tail(results: Path) -> str:
-    """Return the last line of the log that was written to last."""
+    """Return the last line of the latest log."""
     logs = sorted(results.glob("*.log"), key=lambda path: path.stat().st_mtime)
     if not logs:
         return ""
