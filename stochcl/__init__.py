@@ -133,7 +133,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import these when they are asked for, so that ``import stochcl`` is instant."""
+    """Import public names on first use, so that ``import stochcl`` is instant."""
     homes = {
         "Archive": "stochcl.compress",
         "Writer": "stochcl.compress",

@@ -38,7 +38,7 @@ def symbol_dtype(alphabet: int) -> type[np.uint8] | type[np.uint16]:
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """Discrete latents of N images, packed, one row per image, with names and labels.
+    """Discrete latents of N images, packed, one row per image, with optional names, labels and uncertainty.
 
     Parameters
     ----------

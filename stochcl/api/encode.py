@@ -114,7 +114,7 @@ class CodecBase:
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the runtime's network, which an unpickled copy makes again."""
+        """Leave out the runtime's network, which a copy makes again."""
         return {name: value for name, value in self.__dict__.items() if name != "_network"}
 
     @property

@@ -52,7 +52,7 @@ class Made(NamedTuple):
 class ShardInput:
     """The images of a shard: paths and digests of the sources that hold them, and positions in these.
 
-    ``rejected`` are the rejected images of all sources, on the one shard that records them.
+    ``rejected`` are the rejected images of all sources, given only for the first shard, which records them.
     """
 
     sources: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""From discrete latents to a file and back: integer entropy models, the coder, the container."""
+"""Archives of codes: the container format, its writers and its readers."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Appender(JournaledWriter):
     path : path-like
         The archive.
     tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archive.
+        Searched first for decoding tables that are not in the archive.
     segment_rows : int
         Rows per segment.
 

@@ -61,7 +61,7 @@ class Header:
     latents : int
         D, the number of latents of these codes.
     alphabet : int
-        K, the number of values a latent takes.
+        K, the number of values per latent.
     precision : str
         Precision of the encoder's arithmetic: fp32, bf16...
     tables_sha256 : str
@@ -71,9 +71,9 @@ class Header:
     input_bytes : int
         Bytes of one raw input: pixels at the encoder's size, or a row of an embedding matrix.
     source_kind : str
-        What was compressed: folder, zip, tar, array, matrix...
+        Kind of source: folder, zip, tar, array, matrix...
     preprocess : dict
-        How images were prepared, plain JSON: size, fit...
+        Preprocessing of images as plain JSON: size, fit...
     runtime : str
         Runtime of the encoder: onnx, torch; numpy for vectors. Empty if unknown.
     selection : tuple of int, optional

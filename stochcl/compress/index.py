@@ -1,4 +1,4 @@
-"""The index: the authority on where everything in an archive is."""
+"""The index, which is the authority on the position of everything in an archive."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAX_PAIRS = 1 << 20
 
 @dataclass(frozen=True)
 class Index:
-    """Where everything in an archive is.
+    """The position of everything in an archive.
 
     ``segments`` are offsets and heads in row order. ``tables`` and ``fitted`` are offsets and sizes of chunks, (0, 0)
     for tables that are not in the archive. ``skipped`` is the packed list of images that could not be read, see

@@ -73,7 +73,7 @@ class Salvaged:
 
     @property
     def complete(self) -> bool:
-        """Whether the new file has everything that the old one had."""
+        """Whether nothing was lost."""
         return not self.lost and not self.uncertainty_lost and not self.rows_lost and self.tables != "lost"
 
 

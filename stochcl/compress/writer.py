@@ -315,7 +315,7 @@ class Writer(JournaledWriter):
         self._file = self.partial.open("r+b", buffering=0)
         if (
             read_all(self._file, len(self._preamble.data)) != self._preamble.data
-        ):  # the facts say that it was the same
+        ):  # the facts match, so the file is damaged
             self._file.seek(0)
             write_all(self._file, self._preamble.data)
         self._journal.start(self._facts, self._replay(found.records))
@@ -366,7 +366,7 @@ class Writer(JournaledWriter):
         self._release()
 
     def _abandon(self) -> None:
-        """Delete the partial file, unless it has rows."""
+        """Close, and delete the partial file unless it has rows."""
         if self.segments or self._kept:
             self.close()
         else:

@@ -1,4 +1,4 @@
-"""What can be read: folders, archives and arrays of images, embedding matrices, and labels."""
+"""Sources: folders, archives and arrays of images, embedding matrices, and labels."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _SHORT = 6
 """Mean run length of equal probabilities below which one call with a parameter per symbol is faster."""
 
 _FEW = 96
-"""Rows per block up to which runs are always that short, so none are searched for."""
+"""Rows per block up to which runs are too short or too few to search for."""
 
 
 @lru_cache(maxsize=DENOMINATOR)
