@@ -278,7 +278,7 @@ def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
 
 
 def rounded_map(output: Rows, deviation: Rows, step: float) -> Rows:
-    """Round a map, shape (m, V), in steps of about ``step`` in units of the coordinates' deviations.
+    """Round each row of a map, shape (m, V), in steps of about ``step`` over its coordinate's deviation.
 
     Rows that matter less than the rounding are zero.
     """
