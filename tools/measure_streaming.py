@@ -2,9 +2,8 @@
 
     python tools/measure_streaming.py -o codec-streaming.json [--rows 10000000] [--network-rows 1000000]
 
-The codes are made here, from a seed: skewed independent bits, and bits drawn from a random network of 512 hidden
-units, which is what they are then coded with. Every step runs in a process of its own, on one core, and checks what
-it read.
+The codes are made from a seed: skewed independent bits, and bits drawn from a random network of 512 hidden units,
+which also codes them. Every step runs in a separate process on one core, and checks the codes it reads.
 """
 
 from __future__ import annotations

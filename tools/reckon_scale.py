@@ -3,8 +3,8 @@
     python tools/reckon_scale.py            # prints the two tables
     python tools/reckon_scale.py --write    # and puts them into docs/explanation/scale.md
 
-Every figure is read from a file of benchmarks/results; what is assumed beside (cores of a machine, a network's speed)
-is a constant here and said in the page. A test holds the page to what this prints.
+Every figure is read from a file of benchmarks/results; assumptions (cores of a machine, a network's speed) are
+constants here and stated on the page. A test compares the page with this output.
 """
 
 from __future__ import annotations
