@@ -1,4 +1,4 @@
-"""stochcl: turn images or embeddings into codes of some 30 bytes that scikit-learn can train on.
+"""stochcl: turn images or embeddings into codes of about 30 bytes that scikit-learn can train on.
 
 >>> import stochcl
 >>> codec = stochcl.load()                            # doctest: +SKIP
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def load(model: str | os.PathLike[str] = "general", *, device: str = "auto", precision: str = "auto") -> Codec:
-    """Load an encoder, by the name of a packaged model or from a model file; ``precision``: see :class:`Codec`.
+    """Load an encoder by the name of a packaged model or from a model file; for ``precision`` see :class:`Codec`.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def open(  # noqa: A001 - stochcl.open, as gzip.open
     """Open an archive of codes, at a path or a URL (``s3://...``), or a folder of shards; torch is not imported.
 
     ``model`` is a model or .tables file with the decoder, if neither the archive nor the package has it.
-    A small file that asks for hours of work, or for all memory, is refused, unless it is ``trusted``.
+    A small file that needs hours of work, or all memory, is refused unless ``trusted``.
 
     Raises
     ------
@@ -94,19 +94,19 @@ def writer(
     uncertainty: bool = False,
     **options: Any,
 ) -> ImageWriter:
-    """Open an archive for writing images, or codes that ``codec.encode`` gives, batch by batch.
+    """Open an archive for writing images, or codes from ``codec.encode``, batch by batch.
 
     Parameters
     ----------
     path : path-like
     codec : Codec, optional
-        The encoder; by default the one that ``model`` names.
+        The encoder; by default the one named by ``model``.
     model : str or path-like, optional
-        A model as :func:`load` takes it; without codec and model, the default model.
+        A model as for :func:`load`; without codec and model, the default model.
     latents : int, optional
         Number of latents to keep; all by default.
     uncertainty : bool
-        Whether to store the codes' uncertainty, too.
+        Whether to also store the codes' uncertainty.
     **options
         ``names``, ``force``: see :class:`stochcl.compress.Writer`; ``device`` and ``precision``: see :func:`load`.
 
@@ -129,7 +129,6 @@ def writer(
 
 
 def __dir__() -> list[str]:
-    """List the public names."""
     return sorted(__all__)
 
 

@@ -1,4 +1,4 @@
-"""Codes: the one value that crosses every door of stochcl."""
+"""Codes, the value that all parts of stochcl exchange."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 MAX_ALPHABET = 4096
-"""Largest number of values that one latent may take."""
+"""Maximum number of values of a latent."""
 
 
 def bits_per_symbol(alphabet: int) -> int:
-    """Binary decisions that one symbol of this alphabet is written as, ``ceil(log2 alphabet)``.
+    """Return the binary decisions per symbol of this alphabet, ``ceil(log2 alphabet)``.
 
     Examples
     --------
@@ -32,13 +32,13 @@ def bits_per_symbol(alphabet: int) -> int:
 
 
 def symbol_dtype(alphabet: int) -> type[np.uint8] | type[np.uint16]:
-    """Return the dtype that symbols of this alphabet have: uint8 up to 256 values, else uint16."""
+    """Return the dtype of this alphabet's symbols: uint8 up to 256 values, else uint16."""
     return np.uint8 if alphabet <= 256 else np.uint16
 
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """Discrete latents of N images, packed, one row an image, with what belongs to each row.
+    """Discrete latents of N images, packed, one row per image, with names and labels.
 
     Parameters
     ----------
@@ -46,16 +46,16 @@ class Codes:
         The rows' binary decisions, most significant bit first within a byte. A symbol is
         ``bits_per_symbol(alphabet)`` decisions, most significant first; unused bits at a row's end are 0.
     latents : int
-        D, the number of latents in a row.
+        D, the number of latents per row.
     alphabet : int
-        K, the number of values a latent takes (2 for Bernoulli latents).
+        K, the number of values per latent (2 for Bernoulli latents).
     names : sequence of str, optional
-        One name a row: POSIX path relative to the source; bytes that are not UTF-8 as surrogate escapes. A tuple,
-        or, for rows from an archive, a view that reads them on demand.
+        One per row: POSIX path relative to the source; bytes that are not UTF-8 as surrogate escapes. A tuple, or,
+        for rows from an archive, a view that reads them on demand.
     labels : sequence of str, optional
-        One label a row; an empty string where a row has none. As ``names``.
+        One per row; an empty string for a row without. As ``names``.
     uncertainty : ndarray of float32, shape (N,), optional
-        Posterior entropy of each row, in bits; of residual codes that of the first word.
+        Posterior entropy of each row, in bits; for residual codes, of the first word.
 
     Raises
     ------
@@ -114,7 +114,7 @@ class Codes:
         if array.ndim != 2:
             msg = f"symbols have shape (N, D), not {array.shape}"
             raise ValueError(msg)
-        if array.size and array.dtype.kind not in "iub":  # 0.9 would become 0 without a word
+        if array.size and array.dtype.kind not in "iub":  # 0.9 would silently become 0
             msg = f"symbols are integers, not {array.dtype}"
             raise ValueError(msg)
         if array.size and (array.min() < 0 or array.max() >= alphabet):
@@ -140,7 +140,7 @@ class Codes:
 
     @property
     def decisions_per_row(self) -> int:
-        """Binary decisions in a row: latents times bits a symbol."""
+        """Binary decisions per row: latents times bits per symbol."""
         return self.latents * bits_per_symbol(self.alphabet)
 
     def decisions(self) -> NDArray[np.uint8]:
@@ -148,7 +148,7 @@ class Codes:
         return np.unpackbits(self.packed, axis=1, count=self.decisions_per_row)
 
     def symbols(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
-        """Return the symbols, shape (N, D), uint8 (uint16 for alphabets beyond 256)."""
+        """Return the symbols, shape (N, D), uint8 (uint16 for alphabets above 256)."""
         return decisions_to_symbols(self.decisions(), self.alphabet)
 
     @overload
@@ -156,16 +156,16 @@ class Codes:
     @overload
     def __getitem__(self, rows: slice | Sequence[int] | NDArray[np.generic]) -> Codes: ...
     def __getitem__(self, rows: int | np.integer | slice | Sequence[int] | NDArray[np.generic]) -> Codes:
-        """Return the chosen rows, always as ``Codes``: one row for an integer.
+        """Return the chosen rows as ``Codes``; an integer gives one row.
 
         Raises
         ------
         IndexError
-            If there is no such row, or rows are chosen by anything but an integer, a slice, a list of integers,
-            or a mask of all rows.
+            If there is no such row, or rows are chosen by anything other than an integer, a slice, a list of
+            integers, or a mask of all rows.
         """
         if isinstance(rows, int | np.integer):
-            index = np.arange(len(self))[[int(rows)]]  # numpy's own IndexError and negative indices
+            index = np.arange(len(self))[[int(rows)]]  # numpy raises its IndexError and handles negative indices
         else:
             index = np.arange(len(self))[rows]
         if index.ndim != 1:
@@ -184,7 +184,7 @@ class Codes:
         )
 
     def prefix(self, latents: int) -> Codes:
-        """Keep the first ``latents`` latents of every row: a code in itself where the model is nested.
+        """Keep the first ``latents`` latents of every row: also a code if the model is nested.
 
         Raises
         ------
@@ -202,7 +202,7 @@ class Codes:
 
     @staticmethod
     def concatenate(parts: Sequence[Codes]) -> Codes:
-        """Join codes of the same shape, row after row; names, labels, uncertainty survive if all have them.
+        """Join codes of the same shape, row after row; names, labels and uncertainty are kept if all parts have them.
 
         Raises
         ------
@@ -232,7 +232,7 @@ class Codes:
 
 
 def plain_label(label: Any) -> Any:
-    """Return the number that an array or tensor without dimensions holds; anything else as it is.
+    """Return the number in an array or tensor without dimensions; return anything else unchanged.
 
     Examples
     --------
@@ -246,9 +246,9 @@ _MOST_WHOLE = 2**53  # larger floats stand for several whole numbers
 
 
 def label_text(label: Any) -> str:
-    """Return a label as text; an empty one for None, NaN, masked, a negative class number and blanks: no label.
+    """Return a label as text, empty for None, NaN, masked, a negative class number or blanks.
 
-    Text says what it says: a class may be called ``nan``, ``NA`` or ``-1``. A whole float is written as 2, not 2.0.
+    Text is kept: a class may be called ``nan``, ``NA`` or ``-1``. A whole float is written as 2, not 2.0.
 
     Examples
     --------
@@ -266,7 +266,7 @@ def label_text(label: Any) -> str:
         return ""
     try:
         missing = bool(label != label)  # noqa: PLR0124 - NaN and NaT are not
-    except (TypeError, ValueError):  # pandas.NA has no truth
+    except (TypeError, ValueError):  # pandas.NA has no truth value
         missing = True
     if isinstance(label, float) and label.is_integer() and abs(label) < _MOST_WHOLE:
         label = int(label)
@@ -284,7 +284,7 @@ def symbols_to_decisions(symbols: NDArray[np.integer], alphabet: int) -> NDArray
 
 
 def decisions_to_symbols(decisions: NDArray[np.uint8], alphabet: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Invert :func:`symbols_to_decisions`; patterns beyond the alphabet are the caller's to refuse."""
+    """Invert :func:`symbols_to_decisions`; the caller must refuse symbols outside the alphabet."""
     bits = bits_per_symbol(alphabet)
     if bits == 1:
         return decisions
@@ -298,9 +298,9 @@ def decisions_to_symbols(decisions: NDArray[np.uint8], alphabet: int) -> NDArray
 
 
 def folder_label(name: str, level: int = 1) -> str:
-    """Return the label that a name carries: its first folder, or an empty string where it has none.
+    """Return the label in a name: its first folder, or an empty string without one.
 
-    Another ``level`` takes a deeper folder; negative ones count from the file, -1 being the folder it lies in.
+    ``level`` selects a deeper folder; negative levels count from the file, -1 being the innermost.
 
     Examples
     --------

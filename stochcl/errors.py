@@ -1,6 +1,6 @@
-"""The exceptions a user can meet: one tree, one sentence each, and the exit code that a command gives.
+"""The exceptions that users see: one tree, one sentence each, and the command's exit code.
 
-Messages name options as the command line does, ``--force``. A program is told the argument, ``force=True``.
+Messages name options as on the command line, ``--force``; Python callers see the argument, ``force=True``.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _command_line = False
 
 @contextmanager
 def command_line() -> Iterator[None]:
-    """Let messages name options by their flags while the block runs."""
-    global _command_line  # noqa: PLW0603 - a process speaks to one kind of user
+    """Name options by their flags in messages while the block runs."""
+    global _command_line  # noqa: PLW0603 - a process has one kind of user
     before, _command_line = _command_line, True
     try:
         yield
@@ -37,9 +37,9 @@ def command_line() -> Iterator[None]:
 
 
 def for_caller(message: str) -> str:
-    """Return a message with the names that options have for whoever calls: flags, or arguments of a function.
+    """Return a message that names options as the caller knows them: flags, or function arguments.
 
-    Commands in backticks stay as they are.
+    Commands in backticks stay unchanged.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def for_caller(message: str) -> str:
 
 
 def option_name(flag: str, argument: str) -> str:
-    """Return what whoever calls knows an option as, where a function's argument is not named like its flag."""
+    """Return the name of an option for the caller, where the argument differs from the flag."""
     return flag if _command_line else argument
 
 
@@ -69,10 +69,10 @@ def _argument(match: re.Match[str]) -> str:
 
 
 class StochclError(Exception):
-    """Base of every error that stochcl raises on purpose.
+    """Base of all errors that stochcl raises on purpose.
 
-    The message is one or more plain sentences: what was found, where, and what to do. ``exit_code`` is what
-    the command line returns: 1 where the data is wrong, 2 where the request is.
+    The message is one or more plain sentences: what was found, where, and what to do. ``exit_code`` is the
+    command's exit code: 1 for wrong data, 2 for a wrong request.
     """
 
     exit_code = 1
@@ -82,7 +82,7 @@ class StochclError(Exception):
 
 
 class UsageError(StochclError, ValueError):
-    """The request is wrong, whatever the data: an option, or options that contradict each other."""
+    """The request itself is wrong: an option, or options that contradict each other."""
 
     exit_code = 2
 
@@ -92,7 +92,7 @@ class MissingExtraError(UsageError):
 
 
 def require(module: str, what: str, extra: str) -> Any:
-    """Import a module of an extra; MissingExtraError, where it is not installed, says what needs it."""
+    """Import a module of an extra; if it is not installed, raise MissingExtraError that names ``what`` needs it."""
     try:
         return import_module(module)
     except ImportError as exc:
@@ -103,15 +103,15 @@ def require(module: str, what: str, extra: str) -> Any:
 
 
 class InputNotFound(UsageError, FileNotFoundError):
-    """There is no such file of options, or to continue from."""
+    """There is no such options file, or nothing to continue from."""
 
 
 class OutputExists(UsageError, FileExistsError):
-    """The output is there already; the message says how to replace or continue it."""
+    """The output exists already; the message says how to replace or continue it."""
 
 
 class NameNotFound(UsageError, KeyError):
-    """An archive has no row of this name."""
+    """An archive has no row with this name."""
 
 
 class SourceError(StochclError):
@@ -123,7 +123,7 @@ class SourceNotFound(SourceError, FileNotFoundError):
 
 
 class EnvironmentFault(SourceError):
-    """The disk, network or file table failed, or the source vanished, while it was read: no fault of an image."""
+    """The disk, network or file table failed, or the source vanished, during reading: no fault of an image."""
 
 
 class ImageError(StochclError):
@@ -143,11 +143,11 @@ class LabelsNotFound(LabelsError, FileNotFoundError):
 
 
 class ModelError(StochclError, ValueError):
-    """A model file is damaged, foreign, or of a kind that this version does not know."""
+    """A model file is damaged, foreign, or of a kind unknown to this version."""
 
 
 class ModelNotFound(UsageError, ModelError, FileNotFoundError):
-    """There is no model of this name, and no such file."""
+    """There is no model of this name and no such file."""
 
 
 class OutputError(StochclError):
@@ -155,19 +155,19 @@ class OutputError(StochclError):
 
 
 class TrainingError(StochclError):
-    """Training cannot go on: too few images, a loss that is not finite, a checkpoint of another run."""
+    """Training cannot continue: too few images, a loss that is not finite, a checkpoint of another run."""
 
 
 class FormatError(StochclError, ValueError):
-    """An archive is not what it should be; base of the ways in which a file can be wrong."""
+    """An archive is malformed; base of the more specific faults."""
 
 
 class BadMagic(FormatError):
-    """The file does not begin like a stochcl archive."""
+    """The file does not start like a stochcl archive."""
 
 
 class UnsupportedVersion(FormatError):
-    """The archive was written by a version of the format that this program does not read."""
+    """The archive has a format version that this program does not read."""
 
 
 class Truncated(FormatError):
@@ -175,15 +175,15 @@ class Truncated(FormatError):
 
 
 class ChecksumMismatch(FormatError):
-    """Stored and computed checksums differ: the file was damaged."""
+    """Stored and computed checksums differ: the file is damaged."""
 
 
 class LimitExceeded(FormatError):
-    """A size in the file is beyond what the format allows, so nothing is allocated for it."""
+    """A size in the file exceeds the format's limits, so nothing is allocated for it."""
 
 
 class ModelMismatch(FormatError):
-    """The archive was made by another model than the one it is read with."""
+    """The archive was made by another model than the given one."""
 
 
 _NOT_FOUND: dict[type[StochclError], type[StochclError]] = {
@@ -196,5 +196,5 @@ _NOT_FOUND: dict[type[StochclError], type[StochclError]] = {
 
 
 def error_of(kind: type[StochclError], cause: Exception, message: str) -> StochclError:
-    """Return the error for a file that cannot be read: of a kind, and a FileNotFoundError if that is the cause."""
+    """Return the error for a file that cannot be read, as a FileNotFoundError if that is the cause."""
     return (_NOT_FOUND.get(kind, kind) if isinstance(cause, FileNotFoundError) else kind)(message)

@@ -1,4 +1,4 @@
-"""Files that appear complete, by rename, or not at all, and that one process writes at a time."""
+"""Read, write and lock files: outputs appear complete or not at all, and one process writes at a time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 PathLike = str | os.PathLike[str]
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # as pathlib leaves it of one
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib drops the second slash
 _LFS = b"version https://git-lfs"
 
 
 def is_lfs_pointer(head: bytes) -> bool:
-    """Tell by its first bytes, 20 or more, whether a file is a Git LFS pointer in place of what it is called.
+    """Return whether a file is a Git LFS pointer, by its first bytes (20 or more).
 
     Examples
     --------
@@ -39,7 +39,7 @@ def is_lfs_pointer(head: bytes) -> bool:
 
 
 def seems_utf16(text: bytes) -> bool:
-    """Tell by its first bytes whether text is UTF-16: it has the mark, or every other byte is zero.
+    """Return whether text is UTF-16, by its byte order mark, or because every other byte is zero.
 
     Examples
     --------
@@ -52,34 +52,34 @@ def seems_utf16(text: bytes) -> bool:
 
 
 def refuse_pointer(path: PathLike, head: bytes, what: str, error: type[StochclError] = SourceError) -> None:
-    """Raise the error for a file that begins so, if it is a Git LFS pointer in place of what it is called."""
+    """Raise ``error`` if a file with this head is a Git LFS pointer in place of ``what``."""
     if is_lfs_pointer(head):
         raise error(f"{escape_name(path)}: this is a Git LFS pointer in place of {what}; run: git lfs pull.")
 
 
 def target_of(path: PathLike) -> Path:
-    """Return the file that a symbolic link names, there or not; any other path as it is."""
+    """Return the target of a symbolic link to a file, existing or not; return any other path unchanged."""
     is_link = os.path.islink(path) and (os.path.isfile(path) or not os.path.exists(path))  # noqa: PTH110, PTH113, PTH114
     return Path(os.path.realpath(path) if is_link else path)
 
 
 def exists(path: PathLike) -> bool:
-    """Tell whether a path is there; where pathlib raises (a name too long, a closed folder), it is not."""
+    """Return whether a path exists; False where pathlib raises (a name too long, a closed folder)."""
     return os.path.exists(path)  # noqa: PTH110
 
 
 def is_file(path: PathLike) -> bool:
-    """Tell whether a path is a file; where pathlib raises, it is not."""
+    """Return whether a path is a file; False where pathlib raises."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: PathLike) -> bool:
-    """Tell whether a path is a folder; where pathlib raises, it is not."""
+    """Return whether a path is a folder; False where pathlib raises."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
-    """Tell whether two paths name one file; where one is not there, or a URL, they do not."""
+    """Return whether two paths are the same file; False for missing files and URLs."""
     with suppress(OSError):
         return os.path.samefile(path, other)  # noqa: PTH121
     return False
@@ -87,10 +87,10 @@ def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) ->
 
 @contextmanager
 def replacing(path: PathLike) -> Iterator[IO[bytes]]:
-    """Open a temporary sibling of ``path`` for writing; put it in its place when the block ends well.
+    """Open a temporary sibling of ``path`` for writing, and rename it to ``path`` when the block ends normally.
 
-    The file is flushed to disk before the rename, and the folder after it. If the block raises, or writing
-    does, the temporary file is removed and ``path`` is as it was. A symbolic link stays: what it names is replaced.
+    The file is synced to disk before the rename, and the folder after it. If the block or a write raises, the
+    temporary file is removed and ``path`` stays unchanged. A symbolic link stays, and its target is replaced.
 
     Examples
     --------
@@ -108,7 +108,7 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp keeps the file to its owner; give it the permissions that open() would have given.
+        # mkstemp makes the file private; give it the permissions that open() would have given.
         mask = os.umask(0)
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)
@@ -122,17 +122,17 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 ROOM = "free some disk space and "
-"""What advice begins with if a full disk is what is wrong."""
+"""Start of advice that applies only to a full disk."""
 
 
 def advice_for(exc: BaseException | None, advice: str) -> str:
-    """Return the advice for a failed writing, without ROOM unless there was none."""
+    """Return the advice for a failed write, with ROOM only if the disk was full."""
     return advice if isinstance(exc, OSError) and exc.errno in _FULL else advice.replace(ROOM, "", 1)
 
 
 @contextmanager
 def writing(path: PathLike, what: str = "it", advice: str = "") -> Iterator[None]:
-    """Turn an OSError while a path is written into the OutputError that names the path and what it is.
+    """Turn an OSError while writing a path into an OutputError that names the path and ``what``.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def writing(path: PathLike, what: str = "it", advice: str = "") -> Iterator[None
 
 @contextmanager
 def reading(path: PathLike, what: str = "it", error: type[StochclError] = SourceError) -> Iterator[None]:
-    """Turn an OSError while a path is read into the error that names the path and what it is.
+    """Turn an OSError while reading a path into an error that names the path and ``what``.
 
     Examples
     --------
@@ -166,21 +166,21 @@ def reading(path: PathLike, what: str = "it", error: type[StochclError] = Source
     """
     try:
         yield
-    except StochclError:  # of which some are OSErrors
+    except StochclError:  # some are OSErrors
         raise
     except OSError as exc:
         raise error_of(error, exc, f"{escape_name(path)}: {what} cannot be read: {os_reason(exc)}.") from exc
 
 
 def write_all(file: Any, data: bytes) -> None:
-    """Write all of the data to an unbuffered file, which may take less at a time."""
+    """Write all of the data to an unbuffered file, whose ``write`` may be partial."""
     view = memoryview(data)
     while view:
         view = view[file.write(view) or 0 :]
 
 
 def read_all(file: Any, size: int) -> bytes:
-    """Read so many bytes, or fewer where the file ends; one call of an unbuffered file may give less."""
+    """Read ``size`` bytes, fewer at the end; one read of an unbuffered file may return less."""
     parts = []
     while size > 0 and (data := file.read(size)):
         parts.append(data)
@@ -189,7 +189,7 @@ def read_all(file: Any, size: int) -> bytes:
 
 
 def pread_all(descriptor: int, offset: int, size: int) -> bytes:
-    """Read so many bytes at an offset, or fewer where the file ends; one call may give less, and at most 2 GiB."""
+    """Read ``size`` bytes at an offset, fewer at the end; one ``pread`` may return less, and at most 2 GiB."""
     parts = []
     while size > 0 and (data := os.pread(descriptor, min(size, 1 << 30), offset)):
         parts.append(data)
@@ -199,47 +199,47 @@ def pread_all(descriptor: int, offset: int, size: int) -> bytes:
 
 
 def lock(file: IO[bytes] | RawIOBase) -> bool:
-    """Take a file for this process alone, among those that ask; return whether nobody else has it.
+    """Lock a file for this process; return False if another process holds it.
 
-    The lock goes when the file is closed, or its process ends. Where there are no such locks, nobody has it.
+    The lock ends when the file is closed or the process ends. Without support for locks, return True.
     """
     return _flock(file) is not False
 
 
 def _flock(file: IO[bytes] | RawIOBase) -> bool | None:
-    """Lock a file; return whether that was possible, or None where the system has no such locks."""
+    """Lock a file; return whether that succeeded, or None if locks are not supported."""
     try:
         import fcntl
-    except ImportError:  # not on Windows
+    except ImportError:  # Windows
         return None
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # some network file systems have none
+    except OSError:  # some network file systems have no locks
         return None
     return True
 
 
 class WriteLock:
-    """The right to write to a path: one writer has it at a time, and the system takes it from a process that ends.
+    """An exclusive right to write to a path, released by the system when the process ends.
 
-    What is locked is a file beside the path, ``PATH.lock`` (in a folder, ``.lock``), which names the process and is
-    removed at the end. So it does not matter by which renaming the path is replaced, and readers are never locked
-    out. A file that a dead process left is taken over. Where the system has no locks, the process that the
-    file names decides: it has the lock while it lives, or if it is another machine's.
+    The locked file is beside the path, ``PATH.lock`` (for a folder, ``.lock`` in it); it names the process and is
+    removed at the end. So replacing the path by rename does not affect the lock, and readers are never blocked. A
+    lock file left by a dead process is taken over. On systems without locks, the process named in the file holds the
+    lock while it lives, or if it is on another machine.
 
     Parameters
     ----------
     path : path-like
-        Need not exist; its folder must.
+        May be missing; its folder must exist.
     shown : str
-        The path, as the message names it.
+        The path as shown in messages.
 
     Raises
     ------
     OutputError
-        If another writer has it.
+        If another writer holds it.
     OSError
         If the lock file cannot be made.
     """
@@ -258,7 +258,7 @@ class WriteLock:
                 raise
 
     def _take(self, file: FileIO) -> None:
-        """Lock the file, unless it was removed by its last holder just now."""
+        """Lock the file, unless its last holder has just removed it."""
         taken = _flock(file)
         if taken is False or (taken is None and _is_held(*_holder(file))):
             raise OutputError(self._refusal(*_holder(file)))
@@ -288,7 +288,7 @@ class WriteLock:
         return f"{self._shown}: process {process} is writing to it; wait until that has finished, or stop it."
 
     def release(self) -> None:
-        """Give it back; a second time does nothing, and neither does a process that was forked."""
+        """Release the lock; no effect if repeated or in a forked process."""
         file, self._file = self._file, None
         if file is None:
             return
@@ -296,12 +296,12 @@ class WriteLock:
             with suppress(OSError):
                 if os.name != "nt" and self._is_there(file):
                     self.path.unlink()
-            with suppress(ImportError, OSError):  # a child that was forked may still have the descriptor
+            with suppress(ImportError, OSError):  # a forked child may still have the descriptor
                 import fcntl
 
                 fcntl.flock(file.fileno(), fcntl.LOCK_UN)
         file.close()
-        if os.name == "nt":  # which does not remove open files
+        if os.name == "nt":  # Windows does not remove open files
             with suppress(OSError):
                 self.path.unlink()
 
@@ -317,8 +317,8 @@ def _host() -> str:
 
 
 def _holder(file: FileIO) -> tuple[int, str]:
-    """Return the process and machine that a lock file names; 0 where it names none yet."""
-    for _ in range(10):  # its holder writes its number just after it has locked it
+    """Return the process and machine named in a lock file, 0 if none yet."""
+    for _ in range(10):  # the holder writes them just after it has locked the file
         file.seek(0)
         process, _, host = file.read(512).decode("utf-8", "replace").strip().partition(" ")
         if process.isdecimal() and host:
@@ -328,7 +328,7 @@ def _holder(file: FileIO) -> tuple[int, str]:
 
 
 def _is_held(process: int, host: str) -> bool:
-    """Tell, where there are no locks, whether the process that a lock file names may be writing."""
+    """Return whether the process named in a lock file may be writing, on a system without locks."""
     if not process or os.name == "nt":
         return False
     if host != _host():
@@ -337,13 +337,13 @@ def _is_held(process: int, host: str) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is another user's
+    except OSError:  # another user's process
         return True
     return True
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder durable, where the system can."""
+    """Make a rename in this folder durable, if the system can."""
     with suppress(OSError):  # Windows does not open folders; some network file systems do not sync them
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -353,7 +353,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_exists(path: PathLike) -> None:
-    """Raise SourceNotFound for a path that is not there; what else is wrong with it, opening it explains."""
+    """Raise SourceNotFound for a missing path; opening it reports any other fault."""
     try:
         os.lstat(path)
     except FileNotFoundError as exc:
@@ -363,7 +363,7 @@ def check_exists(path: PathLike) -> None:
 
 
 def check_output(path: Path, source: Path | None, *, force: bool) -> None:
-    """Refuse, before an image is read, an output that cannot be written or that somebody wants to keep."""
+    """Refuse an output that cannot be written, or that exists without ``force``, before any image is read."""
     shown = escape_name(path)
     try:
         folder = target_of(path).absolute().parent.is_dir()
@@ -387,7 +387,7 @@ def check_output(path: Path, source: Path | None, *, force: bool) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for outputs, if it is not there."""
+    """Make an output folder if it is missing."""
     try:
         with writing(folder, "the folder"):
             folder.mkdir(parents=True, exist_ok=True)

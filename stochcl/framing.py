@@ -1,4 +1,4 @@
-"""Bytes only: fixed little-endian structures, varints, checksums, strings; no codes, no models."""
+"""Bytes only: little-endian structures, varints, checksums and strings; no codes, no models."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 
 MAGIC = b"\x89SCL\r\n\x1a\n"
-"""First eight bytes of an archive: high bit, line ends and control-Z show what a text transfer did to it."""
+"""First eight bytes of an archive: high bit, line ends and control-Z reveal a text-mode transfer."""
 
 END_MAGIC = b"SCL\x89END\n"
 """Last eight bytes of a complete archive."""
 
 VERSION = 4
-"""What a new archive is written as. Rows that are added to an older one are written as that is."""
+"""Version of new archives. Rows appended to an older one keep its version."""
 
 VERSIONS = (1, 2, 3, VERSION)
-"""What is read. Version 2 deflates uncertainty, version 3 the header, with varints for numbers, 4 numbers labels."""
+"""Supported versions. 2 deflates uncertainty, 3 the header and uses varints for numbers, 4 numbers the labels."""
 
 PROLOGUE = struct.Struct("<8sHHII")
 """Magic, version, reserved (0), bytes of the header, CRC-32 of the fields before it and the header."""
 
 CHUNK = struct.Struct("<4sQ")
-"""Kind and payload bytes of what follows the header: ``TABL``, ``FITT``, ``SEGM`` or ``INDX``."""
+"""Kind and payload size of each chunk after the header: ``TABL``, ``FITT``, ``SEGM`` or ``INDX``."""
 
 HEAD = struct.Struct("<II")
-"""Before a segment's head: its bytes and CRC-32, so that a segment can be found sound without the index."""
+"""Before a segment's head: its size and CRC-32, so that a segment can be verified without the index."""
 
 SEGMENT = struct.Struct("<IIIBxHIIIIIIII")
-"""Rows, rows a block, blocks, kind of entropy model, number of the fitted model; then bytes and CRC-32 of table,
+"""Rows, rows per block, blocks, kind of entropy model, number of the fitted model; then size and CRC-32 of table,
 names, labels, entropy.
 """
 
@@ -47,21 +47,21 @@ BLOCK = struct.Struct("<III")
 """Rows, 32-bit words, CRC-32 of the words; the CRC-32 of the packed rows is in the segment's head."""
 
 INDEX = struct.Struct("<QQQQIIII")
-"""Rows, source bytes, offset and bytes of the tables chunk (0, 0 without), segments, bytes of the skipped, fitted
-models, retired parts.
+"""Rows, source bytes, offset and size of the tables chunk (0, 0 if none), segments, size of the skipped list,
+fitted models, retired parts.
 """
 
 FITTED = struct.Struct("<QQ")
-"""Of one fitted model: offset and bytes of its chunk."""
+"""For each fitted model: offset and size of its chunk."""
 
 RETIRED = struct.Struct("<QQI")
-"""Of one part of the file that an append has left behind, an earlier index and trailer: offset, bytes, CRC-32."""
+"""For each part retired by an append (an earlier index and trailer): offset, size, CRC-32."""
 
 ENTRY = struct.Struct("<QQI")
-"""Of one segment: offset, bytes of its chunk, bytes of the head that follows."""
+"""For each segment: offset, size of its chunk, size of the head that follows."""
 
 TRAILER = struct.Struct("<QQII8s")
-"""Offset and bytes of the index chunk, CRC-32 of it, CRC-32 of the header as in the prologue, closing magic."""
+"""Offset and size of the index chunk, its CRC-32, CRC-32 of the header as in the prologue, end magic."""
 
 MAX_HEADER = 1 << 20
 MAX_INPUT = 1 << 48
@@ -78,21 +78,21 @@ MAX_ROWS = 1 << 40
 MAX_SEGMENTS = 1 << 24
 MAX_TEXT = 1 << 24
 MAX_INFLATED_TEXT = 1 << 23
-"""Bounds on what a file may claim; beyond them it is refused before any memory is taken.
+"""Limits on sizes in a file, checked before any memory is allocated.
 
-A segment's rows and texts are bounded because kilobytes of a forged file inflate to all that is allowed: a text is
-an object of 50 bytes, however short it is.
+A segment's rows and texts are limited because a small forged file inflates to the maximum, and each text is an
+object of 50 bytes, however short.
 """
 
 
-_VARINTS = 3  # the first version that has varints in its index and heads
+_VARINTS = 3  # first version with varints in its index and heads
 
 _MANY = 64
-"""So many numbers are read faster by numpy."""
+"""Count from which numpy reads varints faster."""
 
 
 def crc(*parts: bytes | memoryview) -> int:
-    """Return the CRC-32 (that of zlib and PNG) of the parts, one after the other."""
+    """Return the CRC-32 (as in zlib and PNG) of the concatenated parts."""
     value = 0
     for part in parts:
         value = zlib.crc32(part, value)
@@ -107,20 +107,20 @@ def check_crc(expected: int, what: str, *parts: bytes | memoryview) -> None:
 
 
 def check_limit(value: int, limit: int, what: str) -> int:
-    """Return ``value``; raise LimitExceeded if it is more than ``limit``."""
+    """Return ``value``; raise LimitExceeded if it is above ``limit``."""
     if value > limit:
         raise LimitExceeded(f"{what} is {value:,}, and more than {limit:,} is not allowed")
     return value
 
 
 class ArrayReader:
-    """Arrays of a byte string, one after the other; errors name ``what`` it is."""
+    """Reads consecutive arrays from a byte string; ``what`` names it in errors."""
 
     def __init__(self, data: bytes, what: str) -> None:
         self.data, self.what, self.at = data, what, 0
 
     def take(self, dtype: str, *shape: int) -> NDArray[Any]:
-        """Return the next array, in the machine's byte order; nothing is taken of what is not there."""
+        """Return the next array, in native byte order; raise Truncated if there are too few bytes."""
         count, kind = math.prod(shape), np.dtype(dtype)
         if len(self.data) < (needed := self.at + count * kind.itemsize):
             raise Truncated(f"{self.what} ends too early: it has {len(self.data):,} bytes, not {needed:,} or more")
@@ -129,13 +129,13 @@ class ArrayReader:
         return array.astype(kind.newbyteorder("=")).reshape(shape)
 
     def end(self) -> None:
-        """Raise FormatError where bytes are left."""
+        """Raise FormatError if bytes are left."""
         if self.at != len(self.data):
             raise FormatError(f"{self.what} has {len(self.data):,} bytes, not {self.at:,}")
 
 
 def pack_varints(values: Iterable[int]) -> bytes:
-    """Write non-negative integers, seven bits a byte, lowest first, the high bit set on all but the last.
+    """Write non-negative integers, seven bits per byte, lowest first, the high bit set on all but the last.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def pack_varints(values: Iterable[int]) -> bytes:
 
 
 def unpack_varints(data: bytes, count: int, start: int = 0) -> tuple[list[int], int]:
-    """Read ``count`` varints from ``start`` on; return them and where they end."""
+    """Read ``count`` varints from ``start``; return them and their end."""
     if count >= _MANY and (found := _unpack_many(data, count, start)) is not None:
         return found
     values = []
@@ -178,7 +178,7 @@ def unpack_varints(data: bytes, count: int, start: int = 0) -> tuple[list[int], 
 
 
 def _unpack_many(data: bytes, count: int, start: int) -> tuple[list[int], int] | None:
-    """Read varints all at once, in a fifth of the time; None if one is wrong, which is then found one by one."""
+    """Read varints with numpy, in a fifth of the time; None if one is wrong, to be found one by one."""
     if len(data) < start + count:
         return None
     window = np.frombuffer(data, np.uint8, min(len(data) - start, 9 * count), start)
@@ -189,28 +189,28 @@ def _unpack_many(data: bytes, count: int, start: int) -> tuple[list[int], int] |
     if sizes.max() > 9 or (window[ends[sizes > 1]] == 0).any():
         return None
     values = window[ends].astype(np.int64)
-    for place in range(1, int(sizes.max())):  # from the last byte, which is the highest, to the first
+    for place in range(1, int(sizes.max())):  # from the last byte, the most significant, to the first
         longer = np.flatnonzero(sizes > place)
         values[longer] = values[longer] << 7 | (window[ends[longer] - place] & 0x7F)
     return values.tolist(), start + int(ends[-1]) + 1
 
 
 def unpack(layout: struct.Struct, data: bytes, offset: int, what: str) -> tuple[int, ...]:
-    """Read a structure at an offset; raise Truncated if the data ends within it."""
+    """Read a structure at an offset; raise Truncated if the data ends inside it."""
     if offset < 0 or len(data) < offset + layout.size:
         raise Truncated(f"{what} ends too early: {len(data) - offset:,} bytes of {layout.size}")
     return layout.unpack_from(data, offset)
 
 
 def pack_numbers(layout: struct.Struct, values: Sequence[int], version: int) -> bytes:
-    """Write numbers of an index or a head: as this structure, or from version 3 on as varints."""
+    """Write numbers of an index or head, as this structure, or as varints from version 3 on."""
     return pack_varints(values) if version >= _VARINTS else layout.pack(*values)
 
 
 def unpack_numbers(
     layout: struct.Struct, data: bytes, offset: int, what: str, version: int, count: int = 1
 ) -> tuple[list[tuple[int, ...]], int]:
-    """Read ``count`` times what :func:`pack_numbers` wrote; return it and where it ends."""
+    """Read ``count`` tuples that :func:`pack_numbers` wrote; return them and their end."""
     if version < _VARINTS:
         end = offset + layout.size * count
         if len(data) < end:
@@ -228,11 +228,11 @@ def unpack_numbers(
 
 
 def pack_texts(texts: Sequence[str]) -> bytes:
-    """Write strings compactly: what each shares with the one before, and the rest, deflated.
+    """Write strings, without the prefixes that they share with their predecessors, deflated.
 
-    The layout is a varint, the length of what was deflated, then the deflated bytes: for every string the bytes
-    that it shares with its predecessor, then for every string the bytes that it adds, both as varints, then the
-    added bytes. Strings are UTF-8, with surrogate escapes for bytes that are not.
+    The layout is a varint, the size before deflation, then the deflated bytes: for each string the number of bytes
+    shared with its predecessor, then for each string the number of added bytes, both as varints, then the added
+    bytes. Strings are UTF-8, with surrogate escapes for other bytes.
     """
     shared, added, rest = [], [], bytearray()
     before = b""
@@ -250,7 +250,7 @@ def pack_texts(texts: Sequence[str]) -> bytes:
 
 
 def _common(a: bytes, b: bytes) -> int:
-    """Return how many bytes two strings share at their beginning."""
+    """Return the length of two strings' common prefix."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high
@@ -285,7 +285,7 @@ def unpack_texts(data: bytes, count: int, what: str) -> tuple[str, ...]:
 
 
 def inflate(data: bytes, length: int, what: str) -> bytes:
-    """Inflate to exactly ``length`` bytes, never more."""
+    """Inflate to exactly ``length`` bytes."""
     raw = inflate_any(data, length, what)
     if len(raw) != length:
         raise FormatError(f"{what} inflate to {len(raw):,} bytes, not {length:,}")
@@ -293,9 +293,9 @@ def inflate(data: bytes, length: int, what: str) -> bytes:
 
 
 def inflate_any(data: bytes, limit: int, what: str, dictionary: bytes = b"") -> bytes:
-    """Inflate to however many bytes there are, but refuse more than ``limit``.
+    """Inflate to any size up to ``limit``.
 
-    What was deflated with a preset dictionary has neither zlib's head nor its checksum.
+    Data deflated with a preset dictionary has neither zlib's header nor its checksum.
     """
     inflater = zlib.decompressobj(-zlib.MAX_WBITS, dictionary) if dictionary else zlib.decompressobj()
     try:

@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 class cached_property(Generic[T]):  # noqa: N801 - as functools calls its own
-    """A property that is computed when it is first used, as ``functools.cached_property`` but without its lock.
+    """A property that is computed on first use, like ``functools.cached_property`` but without its lock.
 
-    Up to Python 3.11 that has one lock for all instances of a class. A process that is forked while another thread
-    computes the property inherits it locked, and waits for ever for a thread that it does not have. Here two threads
-    may compute the same at the same time; the first value stays.
+    Up to Python 3.11 that has one lock per class. A process forked while another thread computes the property
+    inherits the lock locked, and waits forever. Here two threads may compute the value at the same time; the first
+    value stays.
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:

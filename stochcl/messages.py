@@ -1,4 +1,4 @@
-"""Words that every message uses: escaped names, reasons of the operating system, plurals."""
+"""Common parts of messages: escaped names, system errors, plurals."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""What is told how much of all has been done."""
+"""A callback with the amount done and the total."""
 
 
 def silent(done: int, total: int) -> None:
-    """Tell nobody."""
+    """Ignore progress."""
 
 
 def escape_name(name: str | os.PathLike[str]) -> str:
-    r"""Write a name so that any terminal can show it: undecodable bytes and control characters escaped.
+    r"""Escape a name for any terminal: undecodable bytes and control characters.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def escape_name(name: str | os.PathLike[str]) -> str:
 
 
 def plural(count: int, what: str) -> str:
-    """Write how many of something there are.
+    """Return a count with its noun.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def plural(count: int, what: str) -> str:
 
 
 def os_reason(exc: OSError) -> str:
-    """Return an OSError's own words, without the path that the message names anyway.
+    """Return an OSError's own text, without the path that the message names already.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def os_reason(exc: OSError) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time as people do.
+    """Return a duration for people.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Options: a field of a dataclass that carries its bounds, choices, unit, help and default, once.
+"""Options: dataclass fields that carry their bounds, choices, unit, help and default, once.
 
-The command line makes its options from these fields, a TOML file its keys, and both their errors. ``Options`` checks
-values when it is made.
+Command-line options, TOML keys and their errors are made from these fields. ``Options`` checks values when an
+instance is made.
 
 >>> @dataclass(frozen=True)
 ... class Decoding(Options):
@@ -33,7 +33,7 @@ _KEY = "option"
 
 @dataclass(frozen=True)
 class Option:
-    """What a field of an ``Options`` dataclass says beyond its name, type and default."""
+    """Facts about a field of an ``Options`` dataclass beyond its name, type and default."""
 
     help: str = ""
     at_least: float | None = None
@@ -41,14 +41,14 @@ class Option:
     at_most: float | None = None
     less_than: float | None = None
     choices: Collection[str] = ()
-    unit: str = ""  # stands for the value in the help
-    shown: str = ""  # what the help says of a default that is None or False
+    unit: str = ""  # placeholder for the value in the help
+    shown: str = ""  # the help's text for a default of None or False
     short: str = ""  # a short flag
-    flags: tuple[str, ...] = ()  # on the command line, where they are not --NAME
+    flags: tuple[str, ...] = ()  # command-line flags, if not --NAME
     required: bool = False
 
     def allows(self, value: float) -> bool:
-        """Tell whether a number is finite and within the bounds."""
+        """Return whether a number is finite and within the bounds."""
         return (
             math.isfinite(value)
             and (self.at_least is None or value >= self.at_least)
@@ -69,7 +69,7 @@ class Option:
 
 
 def option(default: Any, help: str = "", **facts: Any) -> Any:  # noqa: A002 - as in click.option
-    """Return a dataclass field that is an option; ``facts`` are other fields of :class:`Option`."""
+    """Return a dataclass field for an option; ``facts`` are other fields of :class:`Option`."""
     return field(default=default, metadata={_KEY: Option(help, **facts)})
 
 
@@ -79,25 +79,25 @@ def declared(cls: type[Options]) -> dict[str, Field[Any]]:
 
 
 def option_of(one: Field[Any]) -> Option:
-    """Return what a field says of its option."""
+    """Return a field's Option."""
     made: Option = one.metadata.get(_KEY, Option())
     return made
 
 
 def kind_of(one: Field[Any]) -> str:
-    """Return the type of a field's values: int, float, bool, str, or tuple[int, ...]; None is allowed beside it."""
+    """Return the type of a field's values: int, float, bool, str, Path or tuple[int, ...]; None is also allowed."""
     text = one.type.__name__ if one.type in (int, float, bool, str) else str(one.type)  # with postponed annotations
     kind = text.partition(" |")[0]
     return kind if kind in _KINDS or kind.startswith("tuple[") else "str"
 
 
 def item_of(kind: str) -> str | None:
-    """Return the type of a tuple's values, None where the kind is no tuple's."""
+    """Return the type of a tuple's items, None if the kind is not a tuple."""
     return kind.removeprefix("tuple[").partition(",")[0] if kind.startswith("tuple[") else None
 
 
 def check_value(one: Field[Any], value: Any, name: str | None = None) -> None:
-    """Raise UsageError if a value is not of a field's type, or out of its bounds."""
+    """Raise UsageError if a value is not of a field's type or is out of bounds."""
     if value is None and one.default is None and not option_of(one).required:
         return
     made, kind, shown = option_of(one), kind_of(one), name or one.name
@@ -115,7 +115,7 @@ def check_value(one: Field[Any], value: Any, name: str | None = None) -> None:
 
 
 class Options:
-    """Base of dataclasses whose fields are made by :func:`option`: values are checked when one is made."""
+    """Base of dataclasses with fields from :func:`option`; checks the values of new instances."""
 
     def __post_init__(self) -> None:
         for one in declared(type(self)).values():
@@ -123,7 +123,7 @@ class Options:
 
 
 def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Raise UsageError for the first name that is not known, with the nearest one that is."""
+    """Raise UsageError for the first unknown name, with the closest known one."""
     names = list(known)
     for name in given:
         if name not in names:
@@ -144,7 +144,7 @@ def _said(kind: str) -> str:
 
 
 def _is_a(value: object, kind: str) -> bool:
-    """Tell whether a value is of a field's type; whole numbers are numbers, truth values are not."""
+    """Return whether a value is of a field's type; integers are numbers, booleans are not."""
     if kind == "bool" or isinstance(value, bool):
         return kind == "bool" and isinstance(value, bool)
     types: dict[str, Any] = {"int": Integral, "float": Real, "str": str, "Path": (str, os.PathLike)}

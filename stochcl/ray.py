@@ -1,4 +1,4 @@
-"""Compressing to a folder of shards, in this process or on a Ray cluster."""
+"""Compress to a folder of shards, in this process or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def compress_folder(
     source : path-like, or sequence of them
     folder : path-like
     model : str
-        What ``codec`` was loaded from; with Ray, every worker loads it from there.
+        The model that ``codec`` was loaded from; with Ray, every worker loads it by this name.
     engine : str
         ``local``: in this process. ``ray``: by Ray Data, on this machine's cores or on a cluster.
     address : str, optional
-        Of the Ray cluster; by default what ``RAY_ADDRESS`` names, else one on this machine is started and stopped.
+        Address of the Ray cluster; by default ``RAY_ADDRESS``, else a local one is started and stopped.
     shard_images : int, optional
     workers : int, optional
         ``local``: threads that decode. ``ray``: processes with a model each; by default one a core, or one a GPU
@@ -82,7 +82,7 @@ def compress_folder(
             raise UsageError(f"--workers must be at least 1 with --engine ray, got {workers}.")
         run = partial(run_on_ray, address=address, workers=workers)
         asked = replace(asked, workers=1)
-    # Ray tells of workers that died on standard output, which is for results.
+    # Ray reports dead workers on standard output, which is for results.
     with redirect_stdout(sys.stderr) if engine == "ray" else nullcontext():
         return shards.compress_to_folder(
             codec, sources, folder, asked, model=model, shard_images=shard_images, run=run, progress=progress
@@ -90,7 +90,7 @@ def compress_folder(
 
 
 def _paths(source: Any) -> Sequence[str | Path]:
-    """Return paths; what is not one cannot be opened by a worker."""
+    """Return paths; refuse sources that workers cannot open by name."""
     given = [source] if isinstance(source, str | Path) else source
     if not isinstance(given, list | tuple) or not all(isinstance(path, str | Path) for path in given):
         raise UsageError(
@@ -104,26 +104,26 @@ def _paths(source: Any) -> Sequence[str | Path]:
 
 
 MOST_TRIES = 5
-"""Workers that a shard may lose before it is given up; a machine that leaves takes one from each of its shards."""
+"""Workers that a shard may lose before it is given up; a lost machine costs each of its shards one."""
 
 
 def need_ray() -> None:
-    """Raise MissingExtraError where Ray is not installed."""
+    """Raise MissingExtraError if Ray is not installed."""
     if find_spec("ray") is None or find_spec("pyarrow") is None:
         raise MissingExtraError("--engine ray needs Ray; install it with: pip install 'stochcl[ray]'.")
 
 
 class ShardWorker:
-    """One of the pool: loads the model when its first shard comes, and makes one shard after the other.
+    """A pool worker: loads the model for its first shard, and makes one shard after another.
 
-    An error that stochcl raises on purpose travels back as a value: Ray would wrap it in its own.
+    Errors of stochcl are returned as values, because Ray would wrap them in its own.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._codec: Codec | None = None
         self._source: ShardSource | None = None
-        self._held: dict[str, ImageSource] = {}  # the sources of the last piece
+        self._held: dict[str, ImageSource] = {}  # sources of the last shard
 
     def _ready(self) -> Codec:
         if self._codec is None:
@@ -137,7 +137,7 @@ class ShardWorker:
         return self._codec
 
     def _listed(self, codec: Codec) -> ShardSource:
-        """Return the whole source, the same as the command saw."""
+        """Return the whole source, checked to be the command's."""
         if self._source is None:
             source = shards.open_planned(self._plan.sources, codec, self._plan.options)
             shards.check_listing(source, self._plan.facts["source"])
@@ -145,7 +145,7 @@ class ShardWorker:
         return self._source
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Make the shards of the numbers in a batch, from pieces (JSON) or the whole source; the answer is JSON."""
+        """Make the shards numbered in a batch, from pieces (JSON) or the whole source; return JSON."""
         pieces = batch.get("piece", [""] * len(batch["number"]))
         answers = [self._answer(int(n), str(piece)) for n, piece in zip(batch["number"], pieces, strict=True)]
         return {"number": batch["number"], "made": answers}
@@ -161,7 +161,7 @@ class ShardWorker:
         return json.dumps({"shard": vars(made.shard), "skipped": made.skipped, "encoded": encoded})
 
     def make(self, number: int, piece: shards.ShardInput | None = None) -> Made:
-        """Make the shard of this number."""
+        """Make the shard with this number."""
         codec = self._ready()
         if piece is None:
             source: ShardSource = self._listed(codec)
@@ -171,14 +171,14 @@ class ShardWorker:
 
 
 def count_try(plan: Plan, number: int) -> None:
-    """Take down, where it outlives this process, that a shard is begun; refuse one that keeps killing who begins it.
+    """Record on disk that a shard is started; refuse one that keeps killing its workers.
 
-    Ray would have it tried again without end.
+    Ray would retry it forever.
 
     Raises
     ------
     SourceError
-        If it was begun so often before in this run, and whoever did is gone.
+        If it was started too often in this run, by workers that are gone.
     """
     path = plan.work("tries") / plan.file(number).stem
     try:
@@ -200,15 +200,15 @@ def count_try(plan: Plan, number: int) -> None:
 def run_on_ray(
     plan: Plan, numbers: list[int], codec: Codec, source: ShardSource, *, address: str | None, workers: int | None
 ) -> Iterator[tuple[int, Made]]:
-    """Make shards on a cluster, and yield each when it is done, in whatever order.
+    """Make shards on a cluster, and yield each when it is done, in any order.
 
-    A worker that dies, or its machine, loses the shard that it was at; Ray Data has another make it anew, until it
-    has cost :data:`MOST_TRIES`.
+    If a worker or its machine dies, its current shard is lost; Ray Data retries it until it has cost
+    :data:`MOST_TRIES` workers.
 
     Raises
     ------
     StochclError
-        What a worker raised.
+        An error from a worker.
     UsageError
         If there is no such cluster, or Ray gives up.
     """
@@ -241,7 +241,7 @@ def run_on_ray(
 
 
 def _read(answer: str) -> Made:
-    """Return what a worker made, or raise what it raised."""
+    """Return a worker's result, or raise its error."""
     values = json.loads(answer)
     if "error" in values:
         kind = getattr(errors, values["error"], StochclError)
@@ -252,7 +252,7 @@ def _read(answer: str) -> Made:
 
 
 def _pool(codec: Codec, count: int, workers: int | None) -> tuple[int, dict[str, Any]]:
-    """Return how many workers there are, and what each takes of the cluster."""
+    """Return the number of workers, and the resources of each."""
     import ray
 
     there = ray.cluster_resources()
@@ -267,14 +267,14 @@ def _pool(codec: Codec, count: int, workers: int | None) -> tuple[int, dict[str,
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """Join a cluster, or start one on this machine for as long as it is needed; leave alone one that is joined."""
+    """Join a cluster, or start a local one for the block; an already joined one is left alone."""
     import ray
 
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its processes would speak on standard error
-    # Without an address Ray would join whatever was started on this machine last, or wait for what is there no more.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its processes would write to standard error
+    # Without an address Ray would join the last cluster started on this machine, or wait for one that is gone.
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
@@ -294,7 +294,7 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError at once where nothing listens, for which Ray waits for minutes."""
+    """Raise OSError at once if nothing listens, for which Ray would wait minutes."""
     host, colon, port = address.rpartition(":")
     if colon and host and port.isdecimal() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

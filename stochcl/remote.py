@@ -1,4 +1,4 @@
-"""Places behind URLs, of any protocol that fsspec knows."""
+"""Files behind URLs, of any protocol that fsspec supports."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^/]+)*://")
-_GONE = 404  # HTTP's status of what is not there
+_GONE = 404  # HTTP status
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 
 
 def is_url(source: object) -> bool:
-    """Tell whether a source is a URL rather than a path.
+    """Return whether a source is a URL rather than a path.
 
     Examples
     --------
@@ -30,14 +30,14 @@ def is_url(source: object) -> bool:
 
 
 class Remote:
-    """What is behind a URL. After a fork, and when it is unpickled, it opens the file system anew."""
+    """A file or folder behind a URL. After a fork or unpickling it opens the file system anew."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._lock, self._process = threading.Lock(), -1
 
     def opened(self) -> tuple[Any, str]:
-        """Return the file system of this process, and the place there."""
+        """Return this process's file system, and the path in it."""
         with self._lock:
             if self._process != os.getpid():
                 from fsspec.core import url_to_fs
@@ -55,12 +55,12 @@ class Remote:
 
 @contextmanager
 def url_errors(url: str) -> Iterator[None]:
-    """Make errors of a file system's package ours, or those of a disk."""
+    """Turn a file system's errors into ours, or into OSErrors."""
     protocol = re.split("://|::", url)[0].lower()
     try:
         yield
     except FileNotFoundError as exc:
-        cause = exc.__cause__  # over HTTP, whatever went wrong
+        cause = exc.__cause__  # over HTTP, fsspec raises FileNotFoundError for any failure
         failed = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
         if failed or getattr(cause, "status", _GONE) != _GONE:
             raise OSError(str(cause) or type(cause).__name__) from exc

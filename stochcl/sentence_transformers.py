@@ -1,4 +1,4 @@
-"""A model of sentence-transformers whose ``encode`` gives codes."""
+"""A sentence-transformers model whose ``encode`` returns codes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Coder"]
 
 
 class Coder:
-    """Sentences to codes: a sentence-transformers model, and a codec trained on its embeddings.
+    """Encodes sentences: a sentence-transformers model, and a codec trained on its embeddings.
 
     Parameters
     ----------
     model : SentenceTransformer, or str
-        Anything whose ``encode(sentences)`` gives an array; or the name or folder of a model, which is loaded.
+        Any object whose ``encode(sentences)`` returns an array; or a model's name or folder, to be loaded.
     codec : Codec, or path-like
-        What ``stochcl train embeddings.npy`` makes, of vectors as wide as the model's.
+        From ``stochcl train embeddings.npy``, for vectors as wide as the model's.
 
     Examples
     --------
@@ -49,7 +49,7 @@ class Coder:
             )
 
     def encode(self, sentences: str | Sequence[str], *, latents: int | None = None, **options: Any) -> Codes:
-        """Return the codes of sentences, a row each; one row for one sentence.
+        """Return the codes of sentences, one row each; one row for a single sentence.
 
         ``options`` go to the model's own ``encode``: ``batch_size``, ``prompt``, ``normalize_embeddings``...
         """
@@ -58,5 +58,5 @@ class Coder:
         return self.codec.encode(np.asarray(vectors, np.float32), latents=latents, uncertainty=False)
 
     def decode(self, codes: Codes) -> NDArray[np.float32]:
-        """Return the embeddings that codes stand for, shape (N, V)."""
+        """Return the decoded embeddings of codes, shape (N, V)."""
         return self.codec.decode(codes)

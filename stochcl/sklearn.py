@@ -1,4 +1,4 @@
-"""Estimators that encode: embeddings to codes, and images, or the names of an archive's rows, to codes.
+"""scikit-learn transformers: embeddings to codes, and images or the names of an archive's rows to codes.
 
 >>> from stochcl.sklearn import CodesTransformer, EmbeddingCoder
 >>> CodesTransformer(archive="codes.bin", output="vectors")
@@ -44,49 +44,49 @@ class EmbeddingCoder(
     """Learns a short discrete code of embeddings, and a decoder from codes to vectors.
 
     It fits a model of vectors, as ``stochcl train vectors.npy`` does: :meth:`save` writes it, and ``stochcl compress
-    -m`` takes it. At most 200,000 of the rows are used, drawn evenly.
+    -m`` reads it. At most 200,000 rows are used, evenly spread.
 
     Parameters
     ----------
     latents : int, optional
-        D, the number of latents of a code. If it, posterior or alphabet is None, the rate decides, as in
+        D, the number of latents of a code. If latents, posterior or alphabet is None, the rate decides, as in
         ``stochcl train``.
     rate : float, optional
-        Target bits of a row's code in a file; without it, codes keep whatever helps to decode the vector.
+        Target bits per row in a file; without it, codes keep everything that helps to decode the vector.
     output : str
-        What :meth:`transform` returns: ``symbols``, integers of shape (N, D); or ``vectors``, what they decode to,
-        float32 of shape (N, W), which suit linear models better.
+        Output of :meth:`transform`: ``symbols``, integers of shape (N, D); or ``vectors``, the decoded codes, float32
+        of shape (N, W), which suit linear models better.
     kept : int, optional
-        How many latents :meth:`transform` keeps, the first ones; all by default.
+        Number of latents that :meth:`transform` keeps, the first ones; all by default.
     objective : str
-        ``nt-xent`` keeps what tells one row from another, for classifiers; ``reconstruct`` keeps distances.
+        ``nt-xent`` keeps what distinguishes rows, for classifiers; ``reconstruct`` keeps distances.
     posterior : str, optional
         Family of the latents: bernoulli, categorical or gaussian.
     alphabet : int, optional
-        Values of a latent; 2 for bernoulli.
+        Number of values per latent; 2 for bernoulli.
     steps : int
         Training steps.
     max_time : float, optional
-        Most seconds of training.
+        Time limit of training in seconds.
     entropy : str
-        ``autoregressive`` fits a network that makes files small; ``independent`` is faster, where no file is written.
+        ``autoregressive`` fits a network for small files; ``independent`` is faster, if no file is written.
     random_state : int, RandomState instance or None
         Seed of the drawn rows and of training.
 
     Attributes
     ----------
     latents_, alphabet_ : int
-        Of the code.
+        Shape of the code.
     model_ : bytes
         The model's file.
     rate_ : float
-        Bits of a row's code, measured on rows that were held out (of few rows, on those that it was trained on).
+        Bits per row, measured on held-out rows (with few rows, on the training rows).
     record_ : dict
-        How it was trained.
+        The training record.
     n_features_in_ : int
         W.
     feature_names_in_ : ndarray of str
-        Where the input has column names, all of them text.
+        If the input has column names that are all text.
 
     Examples
     --------
@@ -128,7 +128,7 @@ class EmbeddingCoder(
         Warns
         -----
         UserWarning
-            If the codes take more or less than the rate that was asked for, by more than 5 %.
+            If the codes miss the target rate by more than 5 %.
         """
         from stochcl.api.embedding_model import code_shape, rate_warnings, to_bytes, train_head
 
@@ -151,7 +151,7 @@ class EmbeddingCoder(
         return self
 
     def _check(self) -> None:
-        """Refuse what training would not notice, before it."""
+        """Refuse wrong parameters that training would not notice."""
         if self.output not in OUTPUTS:
             raise UsageError(f"output must be {' or '.join(OUTPUTS)}, got {self.output!r}.")
         most = int(getattr(self, "latents_", self.latents or 4096))
@@ -178,12 +178,12 @@ class EmbeddingCoder(
         return np.concatenate(parts)
 
     def inverse_transform(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Decode what :meth:`transform` returned to vectors, float32, shape (N, W).
+        """Decode the output of :meth:`transform` to vectors, float32, shape (N, W).
 
         Raises
         ------
         ValueError
-            If it has another width, or holds numbers that are not symbols.
+            If it has another width, or values that are not symbols.
         """
         check_is_fitted(self)
         if self.output == "vectors":
@@ -237,9 +237,9 @@ class EmbeddingCoder(
 
 
 def _vectors(decoder: Any, symbols: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Return decoded vectors that are the same in whatever order rows come, and however many there are.
+    """Return decoded vectors that do not depend on the order or number of rows.
 
-    Sums in single precision depend on both, on some processors; rounding a sum in double precision hides it.
+    Sums in single precision do, on some processors; rounding from double precision hides it.
     """
     found: NDArray[np.float32] = decoder.decode(symbols, np.float64).astype(np.float32)
     return found
@@ -250,25 +250,25 @@ class CodesTransformer(
     TransformerMixin,  # type: ignore[misc]
     BaseEstimator,  # type: ignore[misc]
 ):
-    """Encodes images by their paths with a model, or looks their codes up by name in an archive, without torch.
+    """Encodes images by path with a model, or looks their codes up by name in an archive, without torch.
 
     Nothing is learnt: ``fit`` records the model and the width of its codes, and ``transform`` refuses other models.
 
     Parameters
     ----------
     model : str or path-like
-        The model that encodes, as :func:`stochcl.load` takes it.
+        The encoder, as for :func:`stochcl.load`.
     archive : str or path-like, optional
         Look codes up in this archive (a file, a folder of shards or a URL) by the names given to :meth:`transform`;
         no model is loaded.
     output : str
-        ``symbols``, integers of shape (N, D); or ``vectors``, what they decode to, float32 of shape (N, V).
+        ``symbols``, integers of shape (N, D); or ``vectors``, the decoded codes, float32 of shape (N, V).
     latents : int, optional
-        How many latents to keep, the first ones; all by default.
+        Number of latents to keep, the first ones; all by default.
     batch_size : int
         Images encoded at a time.
     device : str
-        Where to encode.
+        Device for encoding.
 
     Attributes
     ----------
@@ -326,16 +326,16 @@ class CodesTransformer(
         return self
 
     def transform(self, X: Paths) -> NDArray[Any]:
-        """Return the codes of images, or of rows of the archive, in the order given.
+        """Return the codes of images, or of rows of the archive, in the given order.
 
         Raises
         ------
         UsageError
-            If these are not paths, or the archive has no such row.
+            If ``X`` are not paths, or the archive has no such row.
         ImageError
             If an image cannot be read.
         ModelMismatch
-            If the model is not that of ``fit``.
+            If the model is not the one from ``fit``.
         """
         check_is_fitted(self)
         paths = _paths(X)
@@ -376,7 +376,7 @@ class CodesTransformer(
         return open_archive(self.archive)  # type: ignore[arg-type]
 
     def _codec(self) -> Any:
-        """Return the model, loaded once for its parameters and the file as it stands."""
+        """Return the model, cached by its parameters and the file's status."""
         from stochcl.api.codec import Codec
         from stochcl.api.models import find_model
 
@@ -388,14 +388,14 @@ class CodesTransformer(
         return held[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the loaded model out: it is read again where it is wanted."""
+        """Leave out the loaded model, which is read again when needed."""
         state: dict[str, Any] = dict(super().__getstate__())
         state.pop("_loaded", None)
         return state
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.one_d_array = True  # paths: no matrix, and nothing for scikit-learn to validate
+        tags.input_tags.one_d_array = True  # paths, which scikit-learn cannot validate
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         tags.no_validation = True
@@ -404,7 +404,7 @@ class CodesTransformer(
 
 
 def _paths(given: Paths) -> list[Any]:
-    """Return paths as a list, refusing what are none."""
+    """Return paths as a list; refuse other values."""
     if isinstance(given, str | bytes | os.PathLike):
         raise UsageError("give a list of paths, not one: put it into a list.")
     array = np.asarray(given, dtype=object)

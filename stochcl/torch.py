@@ -1,4 +1,4 @@
-"""Codes for PyTorch's data loaders: a map-style data set and a stream."""
+"""PyTorch data sets of codes: map-style, and iterable for large archives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stochcl.errors import LabelsError, UsageError, require
 
 require("torch", "stochcl.torch", "train")
 
-import torch  # noqa: E402 - the line above explains a missing torch
+import torch  # noqa: E402 - require() raises an error with advice if it is missing
 from torch.utils.data import Dataset, IterableDataset, get_worker_info  # noqa: E402
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ UNLABELLED = ("keep", "refuse")
 
 
 class Rows:
-    """Opens an archive in each process, and converts its codes to arrays; see :class:`CodesDataset`."""
+    """Opens an archive, and makes arrays of its codes; see :class:`CodesDataset`."""
 
     def __init__(
         self, path: PathLike, output: str, latents: int | None, labels: Sequence[Any] | bool,
@@ -54,11 +54,11 @@ class Rows:
             _check_labelled(self.numbers, path)
 
     def of(self, codes: Codes) -> NDArray[Any]:
-        """Return the loader's values for some rows, shape (n, D) or (n, V)."""
+        """Return the arrays of some rows for a loader, shape (n, D) or (n, V)."""
         symbols = (codes if self.latents is None else codes.prefix(self.latents)).symbols()
         if self.vectors and (decoder := self.archive.decoder) is not None:
             return decoder.decode(symbols)
-        return symbols if symbols.dtype == np.uint8 else symbols.astype(np.int32)  # torch collates no uint16
+        return symbols if symbols.dtype == np.uint8 else symbols.astype(np.int32)  # torch does not collate uint16
 
     def labels(self, rows: NDArray[np.integer]) -> NDArray[Any] | None:
         """Return the labels of rows by number."""
@@ -68,7 +68,7 @@ class Rows:
 def _numbers(
     archive: Archive | FolderArchive, labels: Sequence[Any] | bool, path: object
 ) -> tuple[tuple[str, ...] | None, NDArray[Any] | None]:
-    """Return classes and a number for each row, -1 without a label; numeric labels are kept."""
+    """Return the classes, and each row's class number, -1 without a label; numeric labels are kept."""
     if labels is False:
         return None, None
     given: Any = archive.labels if labels is True else labels
@@ -90,7 +90,6 @@ def _numbers(
 
 
 def _check_labelled(numbers: NDArray[Any], path: object) -> None:
-    """Refuse rows without a label."""
     without = np.isnan(numbers) if numbers.dtype.kind == "f" else numbers < 0
     if without.any():
         raise LabelsError(
@@ -100,37 +99,37 @@ def _check_labelled(numbers: NDArray[Any], path: object) -> None:
 
 
 _KEPT_BYTES = 1 << 30
-_AHEAD = 8192  # rows to decode at once when read in order
+_AHEAD = 8192  # rows, if batches are read in order
 
 
 class CodesDataset(Dataset[Any]):
-    """The rows of an archive for a data loader: each a tensor, or a tensor and its label's number.
+    """The rows of an archive for a data loader: each a tensor, or a tensor and the number of its label.
 
-    Rows are decoded by blocks on demand. The data set works after a fork, and can be pickled; the copy opens the path
-    again. The first read out of order decodes the whole archive, once per process, if its packed codes take at most
-    ``keep_bytes`` (1 GB: eight million codes of 1,024 bits), so that shuffling is fast. A larger archive is decoded a
-    batch at a time; use :class:`CodesStream` there.
+    Rows are decoded by blocks on demand. The data set can be pickled, which opens the path again, and used after a
+    fork. When rows are first read out of order, an archive whose packed codes take at most ``keep_bytes`` (1 GB:
+    eight million codes of 1,024 bits) is decoded whole, once per process, so that shuffling is fast. A larger one
+    is decoded a batch at a time; :class:`CodesStream` suits that better.
 
     Parameters
     ----------
     path : path-like or URL
     output : str
-        ``symbols``: uint8 (int32 beyond 256 values), shape (D,). ``vectors``: float32, shape (V,). ``auto``: vectors
+        ``symbols``: uint8 (int32 above 256 values), shape (D,). ``vectors``: float32, shape (V,). ``auto``: vectors
         if the model has a decoder.
     latents : int, optional
-        The number of latents to keep, from the first.
+        Number of latents to keep, the first ones.
     labels : sequence, or bool
-        Labels that replace the archive's own, one per row; False for none.
+        Labels in place of the archive's own, one per row; False for none.
     unlabelled : str
         ``keep`` rows without a label, with the number -1, which ``ignore_index=-1`` of a loss skips; or ``refuse``
         an archive that has any.
     keep_bytes : int
-        Maximum bytes of packed codes kept in memory, per process.
+        Most bytes of packed codes to hold in memory, per process.
 
     Attributes
     ----------
     classes : tuple of str or None
-        The label of each number.
+        The label for each number.
 
     Raises
     ------
@@ -150,7 +149,7 @@ class CodesDataset(Dataset[Any]):
         self._rows = Rows(path, output, latents, labels, unlabelled)
         self._keep_bytes = keep_bytes
         self._packed: NDArray[np.uint8] | None = None
-        self._ahead: tuple[int, Codes] | None = None  # decoded rows, and the number of the first
+        self._ahead: tuple[int, Codes] | None = None  # the next rows, and the number of the first
         self._next = 0
         self.classes = self._rows.classes
 
@@ -170,7 +169,7 @@ class CodesDataset(Dataset[Any]):
         return self.__getitems__([row % len(self)])[0]
 
     def __getitems__(self, rows: Sequence[int]) -> list[Any]:
-        """Return several rows at once, as data loaders request a batch."""
+        """Return several rows at once; data loaders call this for a batch."""
         index = np.asarray(rows, np.int64)
         values = torch.from_numpy(self._rows.of(self._codes(index)))
         labels = self._rows.labels(index)
@@ -197,7 +196,7 @@ class CodesDataset(Dataset[Any]):
         return Codes(self._packed[index], archive.header.latents, archive.header.alphabet)
 
     def _read_ahead(self, index: NDArray[np.int64]) -> Codes:
-        """Return rows that continue the previous ones, decoding several blocks at once for speed."""
+        """Return rows that continue the previous ones; decoding several blocks at once is faster."""
         start, ahead = (0, None) if self._ahead is None else self._ahead
         if ahead is None or not start <= index[0] <= index[-1] < start + len(ahead):
             start = int(index[0])
@@ -213,16 +212,16 @@ _DECODED = 8192  # rows decoded at a time
 
 
 class CodesStream(IterableDataset[Any]):
-    """The rows of an archive, each once per epoch, in an order set by seed and epoch, in constant memory.
+    """The rows of an archive, each once per epoch, in an order set by seed and epoch, with bounded memory.
 
-    Rows are cut into chunks of consecutive rows. Every epoch the chunks are shuffled and dealt to the ranks and their
-    workers, and each worker mixes the rows of ``window`` of its chunks: every block is decoded by one worker, or by
-    two at a chunk's edge. The workers of all ranks together yield every row once. With ``batch_size`` it yields whole
-    batches; give the loader ``batch_size=None``.
+    The archive's rows are cut into chunks of consecutive rows. Every epoch the chunks are shuffled and divided
+    among the ranks and their workers, each of which mixes the rows of ``window`` of its chunks. So every block is
+    decoded by one worker, or two at its edges. The workers of all ranks together return every row once. With
+    ``batch_size`` it yields whole batches: give the loader ``batch_size=None``.
 
-    It has no ``len``, because the number of batches depends on the loader's workers; use ``batches``. Ranks may
-    differ by a chunk's rows. With ``even`` all yield the same number of rows and batches, so that none waits for
-    another; then up to one chunk per rank, and one more, are left out, different ones each epoch.
+    It has no ``len``, because the number of batches depends on the loader's workers: call ``batches``. Ranks may
+    differ by a chunk's rows. With ``even`` all return equally many rows and batches, so that none waits for another.
+    Then up to one chunk per rank, and one more, are left out, different ones each epoch.
 
     Parameters
     ----------
@@ -232,16 +231,16 @@ class CodesStream(IterableDataset[Any]):
     batch_size : int, optional
         Rows per batch; by default single rows, which the loader collates.
     shuffle : bool
-        Whether to shuffle; otherwise rows keep the archive's order within each worker.
+        Whether to shuffle; otherwise rows are in the archive's order, as far as workers keep it.
     seed : int
     rank, world : int, optional
-        This process's number and the number of processes; by default those of ``torch.distributed``, else 0 and 1.
+        Rank of this process and number of processes; by default from ``torch.distributed``, else 0 of 1.
     chunk : int
-        Rows per chunk.
+        Rows of a chunk.
     window : int
-        Chunks whose rows are shuffled together.
+        Chunks whose rows are shuffled among each other.
     even : bool
-        Whether all ranks yield the same number of rows.
+        Whether all ranks give equally many rows.
 
     Examples
     --------
@@ -267,22 +266,22 @@ class CodesStream(IterableDataset[Any]):
         self._batch_size, self._shuffle, self._seed, self._even = batch_size, shuffle, seed, even
         self._chunk, self._window = chunk, window
         self.rank, self.world = _place(rank, world)
-        # In shared memory, so that persistent workers see it change.
+        # Shared memory, so that persistent workers see the epoch change.
         self._epoch: torch.Tensor = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         self.classes = self._rows.classes
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the next epoch; use the same in all processes."""
+        """Set the next epoch, the same in all processes."""
         self._epoch.fill_(epoch)
 
     @property
     def rows(self) -> int:
-        """The rows that this rank yields in the epoch, for any number of workers."""
+        """Rows of this rank in the epoch, for any number of workers."""
         return sum(map(len, self._chunks(0, 1)))
 
     def batches(self, workers: int = 0) -> int:
-        """Return the batches that this rank yields in the epoch with ``workers``; each worker's last may be small."""
+        """Return this rank's number of batches in the epoch with ``workers``; each worker's last may be smaller."""
         parts = max(1, workers)
         size = self._batch_size or 1
         return sum(-(-sum(map(len, self._chunks(worker, parts))) // size) for worker in range(parts))
@@ -313,9 +312,9 @@ class CodesStream(IterableDataset[Any]):
                 yield values[which] if labels is None else (values[which], labels[which])
 
     def _chunks(self, worker: int, workers: int) -> list[range]:
-        """Return a worker's chunks in this epoch."""
+        """Return the chunks of a worker in this epoch."""
         length, size = self._rows.length, self._chunk
-        if self._even:  # a moving start instead of a short last chunk
+        if self._even:  # no short chunk at the end; the start moves instead
             rng = np.random.default_rng([self._seed, int(self._epoch)])
             start = int(rng.integers(0, length % size + 1)) if self._shuffle else 0
             chunks = [range(a, a + size) for a in range(start, length - size + 1, size)]

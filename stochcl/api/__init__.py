@@ -1,1 +1,1 @@
-"""The verbs that join the rooms: what the command line and Python users call."""
+"""The Python functions behind the commands, which connect the other rooms."""

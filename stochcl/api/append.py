@@ -1,4 +1,4 @@
-"""Adding the images of a source to an archive that does not have them yet."""
+"""Append the new images of a source to an archive."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ def append(
     batch_size: int = 256, workers: int | None = None, strict: bool = False,
     progress: Progress = lambda done, total: None, **reading: Any,
 ) -> Edit:  # fmt: skip
-    """Encode the images of a source that an archive does not have yet, by their names, and add them to it in place.
+    """Encode the images of a source whose names an archive does not have yet, and add them to it in place.
 
     Rows of a matrix, or of a table without ids, are named by their numbers, so the new rows of a matrix that has
-    grown are added. Compress another matrix to a file of its own, and join it with :func:`merge`.
+    grown are added. Compress another matrix to a file of its own, and join the two with :func:`merge`.
 
-    Until the end, and after an error, the archive opens as it was. After an interruption the same append continues,
-    and gives what an undisturbed one gives. (Of a table nothing is kept.)
+    Until the end, and after an error, the archive opens as it was. After an interruption, repeating the append
+    continues it, with the same result as an undisturbed one. (For a table, nothing is kept.)
 
     Parameters
     ----------
     path : path-like
         The archive, which must have names.
     source : path-like, sequence of path-like, or table
-        A folder, .zip, .tar, or .npy of uint8 images; the .npy matrix that the archive was made of, grown, or
-        several; Parquet or Arrow files, or a table in memory, as :meth:`stochcl.Codec.compress` takes it.
+        A folder, .zip, .tar, or .npy of uint8 images; the .npy matrix that the archive was made from, grown, or
+        several; Parquet or Arrow files, or a table in memory, as for :meth:`stochcl.Codec.compress`.
     codec : CodecBase, optional
         A codec of the archive's model; by default the model is found by its hash. The archive's precision is used.
     labels : path-like, optional
@@ -79,7 +79,7 @@ def append(
     batch_size, workers, strict
         As for compressing.
     progress : callable
-        Called with how many images are done and how many there are.
+        Called with the number of images done and the total.
     **reading
         ``embedder``, and fields of :class:`~stochcl.data.SourceOptions`: column, id_column, label_column, any_name,
         label_level, label_files, max_pixels.
@@ -88,7 +88,7 @@ def append(
     ------
     SourceError, ImageError, FormatError, LabelsError, OutputError
     ModelMismatch, UsageError
-        If the archive is of another model, its images were prepared in another way, or it has no names.
+        If the archive is of another model, was preprocessed differently, or has no names.
     """
     check_local(path)
     path, options = Path(path), CompressOptions(batch_size=batch_size, workers=workers, strict=strict, **reading)
@@ -117,7 +117,7 @@ def append(
         if table is not None:
             table = table.of(_names(new))
             facts["labels"] = hashlib.sha256(json.dumps(table.match(_names(new))).encode()).hexdigest()
-        if not isinstance(new, ArrowSource):  # which is read from its beginning
+        if not isinstance(new, ArrowSource):  # a table is read from its start
             out.resume(facts)
         encoded = _append_to(out, new, codec, options, table, progress)
     with Archive(path, tables=[codec.tables]) as archive:
@@ -144,8 +144,8 @@ def check_local(path: PathLike) -> None:
 
 
 def _like(header: Header, codec: CodecBase) -> CodecBase:
-    """Return the codec with the runtime that made an archive, where that is installed."""
-    runtime = header.runtime or "torch"  # which was the only one before archives named it
+    """Return the codec with the runtime that made an archive, if installed."""
+    runtime = header.runtime or "torch"  # the only one before archives recorded it
     if runtime not in RUNTIMES or (runtime == "torch" and find_spec("torch") is None):
         return codec
     return codec.with_runtime(runtime)
@@ -160,7 +160,7 @@ def _labels_come_along(options: CompressOptions, source: Source) -> bool:
 
 
 def _new_rows(images: Source, names: Sequence[str], path: Path) -> New:
-    """Return what of a source an archive does not have yet."""
+    """Return the part of a source that an archive does not have yet."""
     if isinstance(images, ImageSource | MatrixSource):
         return missing_from(images, names)
     if not isinstance(images, ArrowSource):
@@ -187,7 +187,7 @@ def _append_to(
         return codes if labelled else replace(codes, labels=None)
 
     preprocess = codec.preprocess
-    if codec.columns is None:  # of 16-bit images as many bits as those that are there have
+    if codec.columns is None:  # 16-bit images use the archive's depth
         preprocess = codec.preprocess_of(out.header)
         preprocess = replace(preprocess, max_pixels=options.max_pixels or preprocess.max_pixels)
     known = {name for name, _ in out.archive.skipped}
@@ -218,7 +218,7 @@ def _names(source: New) -> Sequence[str]:
 
 
 def _check_grown(source: Path | str, total: int, names: Sequence[str], path: Path) -> None:
-    """Refuse a matrix with fewer rows than an archive has: it is not the one that the archive was made of."""
+    """Refuse a matrix with fewer rows than an archive: it is not the one that the archive was made from."""
     numbers = [int(name) for name in names if name.isdecimal()]
     if numbers and max(numbers) >= total:
         raise UsageError(
@@ -229,7 +229,7 @@ def _check_grown(source: Path | str, total: int, names: Sequence[str], path: Pat
 
 
 def _check_appendable(archive: Archive, path: Path, codec: CodecBase, *, labels: bool, asked: bool) -> None:
-    """Refuse to append codes that the header of an archive would not be true of."""
+    """Refuse to append codes that do not match an archive's header."""
     header, shown = archive.header, escape_name(path)
     codec.check_made(header, path)
     own = codec.header(latents=codec.latents, preprocess=codec.preprocess, source_kind="")

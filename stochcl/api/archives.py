@@ -1,4 +1,4 @@
-"""Verbs on archives that need neither encoder nor PyTorch, and where the decoders of archives are."""
+"""Operations on archives that need neither encoder nor PyTorch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["decompress", "info", "merge", "split", "transcode"]
 
-_MAX_SELECTION = 1 << 20  # bytes of a list of latents
+_MAX_SELECTION = 1 << 20  # bytes of a file of latents
 
 
 def info(path: PathLike, *, tables: Where = ()) -> Report:
@@ -90,27 +90,27 @@ def transcode(
     latents : int, optional
         Keep the first K latents.
     rate : float, optional
-        Keep the widest prefix whose codes take at most so many bits per row on disk.
+        Keep the widest prefix whose codes take at most this many bits per row on disk.
     target : str, optional
         Keep the narrowest prefix with this quality on held-out rows of a sample: ``accuracy -1``, in points below
-        vectors of all latents, by the labels that are stored or given; or ``recall@10 0.9``.
+        vectors of all latents, by stored or given labels; or ``recall@10 0.9``.
     select : sequence of int or path-like, optional
-        Keep these latents: numbers of the model's, from 0, or a JSON file with a list of them, or
-        what ``stochcl select`` wrote. Models are refitted.
+        Keep these latents: the model's latent numbers, from 0, or a JSON file with a list of them, or the output of
+        ``stochcl select``. Models are refitted.
     refit : bool
-        Fit entropy models to the codes, and store those that are worth their own bytes.
+        Fit entropy models to the codes, and store each that saves more than its own size.
     self_contained, external_tables : bool
-        Put the decoder into the file, or leave it out; by default as it was.
+        Put the decoder into the file, or leave it out; by default unchanged.
     names, uncertainty : bool
-        Whether to keep the rows' names, and their uncertainty, where they are stored.
+        Whether to keep the rows' names and their uncertainty, if stored.
     labels : path-like, optional
         A CSV file ``name,label``, whose labels are stored.
     tables : iterable of Tables or path-like
-        Where to look first for decoders that are not in the archive.
+        Searched first for decoders that are not in the archive.
     force, resume : bool
-        Replace an existing output; continue what an interrupted run left.
+        Replace an existing output; continue an interrupted run.
     progress : callable
-        Called with how much is done and how much there is, for each step.
+        Called with the amount done and the total, for each step.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def transcode(
 
 
 def _sample(archive: Archive, path: Path, labels: PathLike | None) -> Sample:
-    """Return rows of an archive, spread evenly over it, and what their prefixes decode to."""
+    """Return evenly spread rows of an archive, and the vectors that their prefixes decode to."""
     if archive.header.selection is not None:
         raise UsageError(f"{escape_name(path)}: it holds selected latents, and --target needs a prefix; omit it.")
     rows = np.unique(np.linspace(0, len(archive) - 1, min(SAMPLE["row"], len(archive)), dtype=np.int64))
@@ -185,11 +185,11 @@ def _check_request(
 
 
 def _columns(archive: Archive, path: Path, select: Sequence[int] | PathLike) -> tuple[int, ...]:
-    """Return where in an archive's rows the latents of these numbers are."""
+    """Return the positions of these latent numbers in an archive's rows."""
     where = escape_name(select) if isinstance(select, str | Path) else "the selection"
     numbers = _numbers(Path(select)) if isinstance(select, str) or hasattr(select, "__fspath__") else select
     header = archive.header
-    if isinstance(numbers, dict):  # what `stochcl select` wrote
+    if isinstance(numbers, dict):  # the output of `stochcl select`
         if numbers.get("model_sha256") not in (None, header.model_sha256):
             raise ModelMismatch(
                 f"{where}: it selects latents of the model {escape_name(str(numbers.get('model')))}, and "
@@ -228,7 +228,7 @@ def _numbers(path: Path) -> Any:
 
 
 def _label_lookup(archive: Archive, path: Path, labels: PathLike) -> Callable[[Sequence[str]], tuple[str, ...]]:
-    """Return what gives rows their labels, once it is certain that each has one."""
+    """Return a function from names to labels, after checking that every row has one."""
     if len(archive) and archive.names is None:
         raise LabelsError(
             f"{escape_name(path)}: its rows have no names to find labels by (--no-names?); compress with names."
@@ -245,19 +245,19 @@ def merge(
     paths: Sequence[PathLike], output: PathLike, *, tables: Where = (), force: bool = False, resume: bool = False,
     progress: Progress = silent,
 ) -> Edit:  # fmt: skip
-    """Join archives of one model and width, in the order given, without coding a row again; duplicates are kept.
+    """Join archives of one model and width, in the given order, without recoding any row; duplicates are kept.
 
     Parameters
     ----------
     paths : sequence of path-like
-        Archives, or folders of shards, of which all shards are taken in order.
+        Archives, or folders of shards, whose shards are taken in order.
     output : path-like
     tables : iterable of Tables or path-like
-        Where to look first for decoders that are not in the archives.
+        Searched first for decoders that are not in the archives.
     force, resume : bool
-        Replace an existing output; continue what an interrupted run left.
+        Replace an existing output; continue an interrupted run.
     progress : callable
-        Called with how many images are done and how many there are.
+        Called with the number of images done and the total.
 
     Raises
     ------
@@ -290,22 +290,22 @@ def split(
     path: PathLike, folder: PathLike, *, rows: int | None = None, parts: int | None = None, tables: Where = (),
     force: bool = False, progress: Progress = silent,
 ) -> list[Report]:  # fmt: skip
-    """Cut an archive into several, in order; only segments that a cut goes through are coded again.
+    """Split an archive into several, in order; only segments that a cut goes through are recoded.
 
-    The first part has the list of skipped images; the bytes of the source are divided in proportion to rows.
+    The first part gets the list of skipped images; the bytes of the source are divided in proportion to rows.
 
     Parameters
     ----------
     path : path-like
     folder : path-like
-        The folder of the parts, made if it is missing. Parts are named after the archive, with a number.
+        Folder for the parts, made if missing. Parts are named after the archive, with a number.
     rows, parts : int, optional
-        Rows of each part, or number of parts, as equal as can be; give one of the two.
+        Rows of each part, or the number of (nearly equal) parts; give one of the two.
     tables : iterable of Tables or path-like
     force : bool
-        Replace parts that are there already.
+        Replace existing parts.
     progress : callable
-        Called with how many images are done and how many there are.
+        Called with the number of images done and the total.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What :func:`stochcl.load` and :func:`stochcl.writer` return: a codec, and a writer of images."""
+"""The codec that :func:`stochcl.load` returns, and the image writer that :func:`stochcl.writer` returns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def codec_of(path: PathLike, model: PathLike | None = None, *, device: str = "auto") -> Codec:
-    """Load the model of this name or file, or else the one that made an archive, which is found by its hash."""
+    """Load a model by name or file, or by default the one that made an archive, found by its hash."""
     if model is None:
         with open_archive(path) as archive:
             model = model_of(archive.header, path)
@@ -34,7 +34,7 @@ def codec_of(path: PathLike, model: PathLike | None = None, *, device: str = "au
 
 
 class Codec(CodecBase):
-    """An encoder, ready to compress images, or vectors; :func:`stochcl.load` makes one.
+    """An encoder for compressing images or vectors, made by :func:`stochcl.load`.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ class Codec(CodecBase):
     device : str
         auto, cpu, cuda...
     precision : str
-        Numeric precision of the network: fp32, bf16 or int8; auto is int8 for EfficientNet-Lite networks on a
-        processor that were not fine-tuned, and else fp32. bf16 is faster if the processor supports it, int8 on any.
-        Bits come out differently, of the default model one in five, so that an archive has one precision, in its
+        Numeric precision of the network: fp32, bf16 or int8. auto is int8 for EfficientNet-Lite networks on a CPU
+        that were not fine-tuned, else fp32. bf16 is faster if the CPU supports it, int8 on any. Precisions give
+        different bits (one in five with the default model), so an archive has one precision, recorded in its
         header.
 
     Raises
@@ -65,13 +65,13 @@ class Codec(CodecBase):
         Parameters
         ----------
         source : path-like, sequence of path-like, binary file object, or a source that is open
-            A folder (recursive), .zip, .tar, or .npy of uint8 images; several of them, or a pattern of shards as
-            ``shards-{000..099}.tar``. A file object is read once as a tar of images. For a model of vectors of W
+            A folder (recursive), .zip, .tar, or .npy of uint8 images; several of them, or a pattern of shards such as
+            ``shards-{000..099}.tar``. A file object is read once, as a tar of images. For a model of vectors of W
             numbers, a .npy matrix of W float columns, of any size: it is read in parts.
         path : path-like or binary file object
-            The archive to write; complete, or not there. To a file object it is streamed.
+            The archive to write, complete or not at all. A file object is streamed to.
         progress : callable
-            Called with how many images are done and how many there are.
+            Called with the number of images done and the total.
         **options
             Fields of :class:`~stochcl.api.compress.CompressOptions`: latents, rate, batch_size, workers,
             fit, names, uncertainty, strict, force, resume.
@@ -85,7 +85,7 @@ class Codec(CodecBase):
 
 
 class ImageWriter(Writer):
-    """A writer that takes images as well as codes; :func:`stochcl.writer` makes one.
+    """A writer that accepts images as well as codes, made by :func:`stochcl.writer`.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class ImageWriter(Writer):
     latents : int, optional
         Number of latents to keep; all by default.
     uncertainty : bool
-        Whether to store the codes' uncertainty, too.
+        Whether to also store the codes' uncertainty.
     **options
         See :class:`stochcl.compress.Writer`.
     """
@@ -117,24 +117,24 @@ class ImageWriter(Writer):
         labels: Sequence[Any] | None = None,
         **options: Any,
     ) -> None:
-        """Append codes, or images, or vectors where the model takes those, which are encoded first.
+        """Append codes, or images (or vectors, for a model of vectors), which are encoded first.
 
         Parameters
         ----------
         rows : Codes, or what :meth:`stochcl.Codec.encode` takes
-            Images of shape (B, H, W, 3), uint8, or a list of paths, Pillow images and arrays; a tensor is taken as
-            the array that it holds.
+            Images of shape (B, H, W, 3), uint8, or a list of paths, Pillow images and arrays; a tensor is converted
+            to an array.
         names, labels : sequence, optional
-            One for each row, in all batches or in none; they replace those of codes. Without labels, the first folder
-            of a name is the label. Labels may be text or numbers. None, NaN and negative whole numbers mean no label
-            (give targets of a regression as floats).
+            One per row, in all batches or in none; they replace those of codes. Without labels, the first folder
+            of a name is the label. Labels may be text or numbers. None, NaN and negative integers mean no label
+            (give regression targets as floats).
         **options
             ``positions``, ``sizes``: see :meth:`stochcl.compress.Writer.add`.
 
         Raises
         ------
         UsageError
-            If these are not images of the model's kind, or there are not as many names or labels.
+            If the images do not suit the model, or the number of names or labels differs from the rows.
         ImageError, OutputError
         """
         if not isinstance(rows, Codes):

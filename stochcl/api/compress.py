@@ -1,4 +1,4 @@
-"""Compressing a source to an archive."""
+"""Compress a source to an archive."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from stochcl.api.source import Given, Source
 
 
-_FEW = 100  # images whose mean says little, and a file's own parts much
-_HARDLY = 0.05  # of the codes' bytes: tables that add less come along
+_FEW = 100  # images below which the mean rate says little
+_HARDLY = 0.05  # of the codes' bytes: smaller tables are stored in the archive
 _MUCH = 1.3  # times the bits of images like the model's training images
 
 
@@ -80,7 +80,7 @@ class CompressOptions(SourceOptions):
         check_exclusive(self_contained=self.self_contained, external_tables=self.external_tables)
 
     def check(self, codec: CodecBase) -> None:
-        """Raise UsageError where options do not fit the model."""
+        """Raise UsageError if options do not fit the model."""
         if self.latents is not None and self.latents > codec.latents:
             raise UsageError(
                 f"this model has {codec.latents:,} latents; --latents must be at most that, got {self.latents:,}."
@@ -89,7 +89,7 @@ class CompressOptions(SourceOptions):
             raise UsageError("--fit is for images, and this model takes vectors; omit it.")
 
     def embeds(self, codec: CodecBase, rows: int = 0, latents: int | None = None) -> bool:
-        """Whether the decoding tables go into the file: where nobody else brings them, or they hardly show."""
+        """Return whether to store the decoding tables in the file: if not packaged, or small next to the codes."""
         if self.self_contained or self.external_tables:
             return self.self_contained
         if not codec.has_packaged_tables:
@@ -100,7 +100,7 @@ class CompressOptions(SourceOptions):
 
 
 def check_exclusive(**options: object) -> None:
-    """Raise UsageError where more than one of these options is given."""
+    """Raise UsageError if more than one of these options is given."""
     if sum(value not in (None, False) for value in options.values()) > 1:
         given = [name for name, value in options.items() if value not in (None, False)]
         names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -108,7 +108,7 @@ def check_exclusive(**options: object) -> None:
 
 
 def header_of(codec: CodecBase, source: Source, options: CompressOptions, latents: int) -> Header:
-    """Return the header of an archive of the first latents of a source."""
+    """Return the header for an archive of a source's first latents."""
     header = codec.header(latents=latents, preprocess=preprocess_of(codec, options, source), source_kind=source.kind)
     if isinstance(source, ArrowSource) and options.names:
         header = replace(header, ids=source.ids)
@@ -117,7 +117,7 @@ def header_of(codec: CodecBase, source: Source, options: CompressOptions, latent
 
 
 def preprocess_of(codec: CodecBase, options: CompressOptions, source: Source) -> Preprocess:
-    """Return how a source's images are preprocessed, as the model, the options and the source itself say."""
+    """Return the preprocessing of a source's images, from the model, the options and the source."""
     asked: dict[str, Any] = {"fit": options.fit, "depth": options.depth, "max_pixels": options.max_pixels}
     preprocess = replace(codec.preprocess, **{name: value for name, value in asked.items() if value is not None})
     return source.settle(preprocess) if codec.columns is None and not isinstance(source, MatrixSource) else preprocess
@@ -172,7 +172,7 @@ def report_of(
     archive: ArchiveBase, shown: str, codec: CodecBase, source: Source, encoded: Encoded, started: float,
     level: int | None = None,
 ) -> Report:  # fmt: skip
-    """Return the figures of an archive that was just written, and warnings of its images, labels and codes."""
+    """Return the figures of a newly written archive, with warnings about its images, labels and codes."""
     report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
     warnings = sources.source_warnings(source, encoded.damaged)
     warnings += label_level_warning(level, encoded)
@@ -183,7 +183,7 @@ def report_of(
 
 
 def label_level_warning(level: int | None, encoded: Encoded) -> list[str]:
-    """Return a warning if no image lies in as many folders as its label was to be taken from."""
+    """Return a warning if no image has as many folders as the label level needs."""
     if level is None or encoded.labelled or not encoded.rows:
         return []
     return [f"warning: no image lies in {abs(level)} folders; give another --label-level"]
@@ -212,9 +212,9 @@ def _compress_to_stream(
 def encode_source(
     codec: CodecBase, source: Source, path: Path, options: CompressOptions, latents: int, progress: Progress
 ) -> Encoded:
-    """Write an archive of the first latents, and return what was encoded for it.
+    """Write an archive of the first latents, and return what was encoded.
 
-    What a stream gave before it broke off, or before an interruption, is on the disk when the error leaves here.
+    If a stream breaks or is interrupted, its images so far are on disk when the error is raised.
     """
     facts = {"source": sources.listing(source), "strict": options.strict, "device": codec.device_type}
     facts |= {} if options.label_level is None else {"label_level": options.label_level}
@@ -232,7 +232,7 @@ def encode_source(
         try:
             return _encode_all(codec, source, writer, options, progress)
         except (SourceError, KeyboardInterrupt) as exc:
-            if isinstance(source, StreamSource) and writer.rows:  # it cannot be read again
+            if isinstance(source, StreamSource) and writer.rows:  # a stream cannot be read again
                 writer.flush()
                 partial = escape_name(writer.partial)
                 exc.add_note(
@@ -258,7 +258,7 @@ def _encode_all(
 
 @dataclass(frozen=True)
 class Encoded:
-    """What was encoded: rows, images that were damaged and read all the same, whether any has a label, and drift."""
+    """What was encoded: the number of rows, damaged but readable images, whether any row has a label, and drift."""
 
     rows: int = 0
     damaged: Sequence[Failure] = ()
@@ -270,10 +270,10 @@ def encode_rows(
     codec: CodecBase, source: Source, writer: SegmentWriter, preprocess: Preprocess, options: CompressOptions,
     progress: Progress = lambda done, total: None, *, beside: Callable[[Codes], Codes] = lambda codes: codes,
 ) -> Encoded:  # fmt: skip
-    """Encode the images of a source, from the writer's position on, for it.
+    """Encode the images of a source into a writer, from its position on.
 
-    ``beside`` gets the rows with their names, and with their uncertainty where the options ask for it, and says what
-    is stored beside them.
+    ``beside`` receives codes with names, and with uncertainty if asked for, and returns them with what is stored
+    beside them.
     """
     encoded, damaged, labelled = 0, list[Failure](), False
     drift = None if writer.header.selection else Drift.of(codec, writer.header.latents)
@@ -305,12 +305,12 @@ def encode_rows(
 
 
 def full_width(path: Path) -> Path:
-    """Return where all latents are until the prefix that meets the rate has been written."""
+    """Return the path of the archive with all latents, kept until the prefix is written."""
     return path.with_name(path.name + ".full")
 
 
 def locked(path: Path) -> WriteLock:
-    """Take the right to write to a path for all the steps of a request."""
+    """Lock a path for writing in all steps of a request."""
     try:
         return WriteLock(path, escape_name(path))
     except OSError as exc:
@@ -320,10 +320,10 @@ def locked(path: Path) -> WriteLock:
 def compress_at_rate(
     codec: CodecBase, source: Source, path: Path, options: CompressOptions, rate: float, progress: Progress
 ) -> Encoded:
-    """Write the widest rung whose codes take ``rate`` bits per image; return what was encoded.
+    """Write the widest rung whose codes take at most ``rate`` bits per image; return what was encoded.
 
-    The archive at full width goes only when the prefix is complete, or when no rung keeps to the rate: with more
-    room on the disk, ``resume`` continues with it.
+    The archive at full width is deleted only when the prefix is complete or no rung meets the rate. After a full
+    disk, ``resume`` continues from it.
     """
     full, encoded = full_width(path), Encoded()
     if exists(full) and (options.resume or not options.force):
@@ -343,9 +343,9 @@ def compress_at_rate(
 
 
 def write_widest(job: Transcoding, path: Path, rate: float, advice: str = "") -> None:
-    """Write rungs of the ladder until one meets the rate and the next does not, and put it in its place.
+    """Write rungs of the ladder until one meets the rate and the next does not, and move it to ``path``.
 
-    ``advice`` ends the error where none can be written.
+    ``advice`` ends the error message if nothing can be written.
 
     Raises
     ------
@@ -377,20 +377,20 @@ def write_widest(job: Transcoding, path: Path, rate: float, advice: str = "") ->
 
 
 def unwritable(path: Path, exc: OutputError | OSError, advice: str = "") -> OutputError:
-    """Return the error for an output whose writer failed elsewhere, or says that it can be resumed, and cannot."""
+    """Return the error for an output whose writer worked on another path, or gave wrong advice to resume."""
     cause = exc.__cause__ if isinstance(exc, OutputError) else exc
     reason = os_reason(cause) if isinstance(cause, OSError) else str(exc)
     return OutputError(f"{escape_name(path)}: it cannot be written: {reason}{advice_for(cause, advice)}.")
 
 
 def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressOptions) -> None:
-    """Refuse a complete archive at full width that is not what this request would write."""
+    """Refuse an existing archive at full width that this request would not write."""
     shown = escape_name(full)
     if not options.resume:
         raise OutputExists(
             f"{shown}: an interrupted run left this; pass --resume to continue it, or --force to start over."
         )
-    if isinstance(source, StreamSource):  # which is not resumed
+    if isinstance(source, StreamSource):  # a stream is not resumed
         return
     try:
         with Archive(full, tables=[codec.tables]) as archive:
@@ -399,7 +399,7 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
             fits = fits and (archive.names is not None or not options.names)
     except FormatError as exc:
         raise UsageError(f"{shown}: it is damaged ({exc}); pass --force in place of --resume to start over.") from exc
-    # The journal, which has the source's listing, is gone with the partial file; but no image is newer than this.
+    # The journal with the source's listing was removed with the partial file; but no image may be newer than this.
     times = [source.mtime_ns] if isinstance(source, MatrixSource) else [entry.mtime_ns for entry in source.entries]
     if not fits or max(times, default=0) > full.stat().st_mtime_ns:
         raise UsageError(
@@ -411,20 +411,20 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
 
 
 def _holds(archive: Archive, source: ImageSource | MatrixSource) -> bool:
-    """Tell whether an archive's rows and skipped images are those of a source, as far as it says."""
+    """Return whether an archive's rows and skipped images match a source, as far as can be told."""
     if len(archive) + len(archive.skipped) != len(source) + len(source.rejected):
         return False
-    if isinstance(source, MatrixSource):  # its names are numbers, which the count says as well
+    if isinstance(source, MatrixSource):  # its names are numbers, which the count covers
         return True
     there = [entry.name for entry in source.entries] + [failure.name for failure in source.rejected]
     return archive.names is None or sorted(there) == sorted([*archive.names, *(name for name, _ in archive.skipped)])
 
 
-# What is said afterwards
+# Warnings and hints
 
 
 def drift_warning(codec: CodecBase, drift: Drift | None) -> tuple[str, ...]:
-    """Return a warning where the first latents of rows that were just encoded cost more than those of training."""
+    """Return a warning if the first latents of newly encoded rows cost more than those of training."""
     unit, fitted = ("row", "`stochcl train`") if codec.columns else ("image", "`stochcl adapt`")
     if drift is None or (found := drift.finding(unit)) is None:
         return ()
@@ -433,14 +433,14 @@ def drift_warning(codec: CodecBase, drift: Drift | None) -> tuple[str, ...]:
 
 
 def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase, drift: Drift | None = None) -> tuple[str, ...]:
-    """Return a warning where the model predicts codes worse than those of its training images."""
+    """Return a warning if the model predicts these codes worse than those of its training images."""
     if warned := drift_warning(codec, drift):
         return warned
-    network = codec.tables.autoregressive is not None  # a record may tell of one that was not worth its bytes
+    network = codec.tables.autoregressive is not None  # the record may mention one that was not stored
     recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits" if network else "independent_bits")
     if not recorded or len(archive) < _FEW:
         return ()
-    # The first latents carry the most, so that nothing is expected of fewer than the lowest rung has.
+    # The first latents carry the most bits, so there is no expectation below the lowest rung.
     rungs = sorted((int(latents), float(bits)) for latents, bits in recorded.items())
     if archive.header.latents < rungs[0][0]:
         return ()
@@ -459,7 +459,7 @@ def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase, drift: Dr
 
 
 def embedder_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
-    """Return a warning where the model was trained on the vectors of another embedder."""
+    """Return a warning if the model was trained on vectors of another embedder."""
     made, trained = Embedder.of(archive.header.embedder), codec.embedder
     if made is None or trained is None or not (difference := made.difference(trained)):
         return ()
@@ -469,7 +469,7 @@ def embedder_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
 
 @contextmanager
 def note_partial_output(path: Path) -> Iterator[None]:
-    """Add a resume hint to an interruption, or to the error of a source that fails."""
+    """Add a resume hint to a KeyboardInterrupt or a SourceError."""
     try:
         yield
     except (KeyboardInterrupt, SourceError) as exc:
@@ -479,7 +479,7 @@ def note_partial_output(path: Path) -> Iterator[None]:
 
 
 def _resume_hint(path: Path) -> str:
-    """Say what an interrupted run has left to continue with; nothing where there is nothing."""
+    """Return a hint at what an interrupted run left to resume, empty if nothing."""
     full = full_width(path)
     if exists(full):
         return f"What was done is kept in {escape_name(full)}: pass --resume to continue."

@@ -1,4 +1,4 @@
-"""Rows of an archive that are nearly the same, found on codes alone."""
+"""Find nearly equal rows of an archive from codes alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "stochcl.dedup/0"
 
-_ROWS = 1 << 14  # read, and written, at a time
+_ROWS = 1 << 14  # read and written at a time
 _COLUMNS = ("first", "second", "similarity")
 
 
@@ -46,31 +46,31 @@ def dedup(
     path: PathLike, output: PathLike, *, tables: Where = (), force: bool = False, progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the pairs of rows whose codes are equal, or decode to nearly the same vector, to a table.
+    """Write a table of the pairs of rows whose codes are equal or decode to nearly the same vector.
 
-    Memory grows by about 500 bytes a row. See :func:`~stochcl.downstream.duplicates.find_duplicates` for the way.
+    Memory grows by about 500 bytes a row. For the method see :func:`~stochcl.downstream.duplicates.find_duplicates`.
 
     Parameters
     ----------
     path : path-like
         An archive.
     output : path-like
-        A .csv or .parquet file: ``first`` and ``second``, names (without names, numbers) of two rows, the earlier row
-        first, and their ``similarity``. Rows of one code are each paired with the first of them only.
+        A .csv or .parquet file: ``first`` and ``second``, names (or numbers without names) of two rows, the earlier
+        row first, and their ``similarity``. Rows with equal codes are each paired only with the first of them.
     tables : iterable of Tables or path-like
-        Where to look first for decoders that are not in the archive.
+        Searched first for decoders that are not in the archive.
     force : bool
         Replace an existing output.
     progress : callable
-        Told how much of how much is done.
+        Called with the amount done and the total.
     **options
         Fields of :class:`DedupOptions`: ``threshold``, the least cosine of decoded vectors, and ``seed``.
 
     Returns
     -------
     dict
-        JSON values under the schema ``stochcl.dedup/0``: ``pairs``, ``equal`` (those of one code), and
-        ``duplicates``, how many rows are near an earlier one.
+        JSON values under the schema ``stochcl.dedup/0``: ``pairs``, ``equal`` (pairs with equal codes), and
+        ``duplicates``, the number of rows near an earlier one.
 
     Raises
     ------

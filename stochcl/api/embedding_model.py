@@ -1,4 +1,4 @@
-"""Models of embeddings: the shape of their code, training on a matrix, and their file as bytes."""
+"""Models of embeddings: the shape of the code, training on a matrix, and model files as bytes."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 
 _NAME = "head.safetensors"
-_BITS = 128.0  # of a row, where no rate is asked for
-_MOST = {"bernoulli": 12, "gaussian": 8}  # powers of two: as many latents as a row has room for, or is worth
-_LOOKED_AT = 4000  # rows whose codes are looked at for signs of collapse
+_BITS = 128.0  # per row, if no rate is given
+_MOST = {"bernoulli": 12, "gaussian": 8}  # log2 of the most latents that are possible or useful
+_LOOKED_AT = 4000  # rows whose codes are checked for collapse
 
 
 def code_shape(
     latents: int | None = None, rate: float | None = None, posterior: str | None = None, alphabet: int | None = None
 ) -> dict[str, Any]:
-    """Return posterior, latents and alphabet of a code of vectors, those that are None chosen.
+    """Return posterior, latents and alphabet of a code of vectors, choosing each that is None.
 
-    Residual codes are the default; an alphabet of more than two values asks for numbers.
+    Residual codes are the default; an alphabet of more than two values implies gaussian latents.
 
     Examples
     --------
@@ -72,15 +72,15 @@ def train_head(
     Parameters
     ----------
     train : ndarray of float32, shape (N, W)
-        Finite rows, as :func:`stochcl.data.sample_rows` takes them from a matrix of any size.
+        Finite rows, such as :func:`stochcl.data.sample_rows` takes from a matrix of any size.
     held : ndarray of float32, shape (M, W)
-        Others, which the rate is measured on; there may be none.
+        Held-out rows for measuring the rate; may be empty.
     latents : int
-        D, the full width of a code.
+        D, the number of latents.
     config : dict, optional
         More fields of :class:`~stochcl.encoders.config.EncoderConfig`.
     report : callable
-        Told of the progress.
+        Called with the progress.
     **options
         Fields of :class:`~stochcl.training.options.LatentOptions`: rate, objective, steps, max_time, seed...
 
@@ -134,7 +134,7 @@ _FEW_ROWS = 256
 
 
 def row_warnings(record: dict[str, Any]) -> tuple[str, ...]:
-    """Return warnings where the rows to train on were few, or some of their columns never change."""
+    """Return warnings about too few training rows and constant columns."""
     rows, constant = int(record.get("rows", _FEW_ROWS)), int(record.get("constant_columns", 0))
     found = []
     if rows < _FEW_ROWS:
@@ -146,7 +146,7 @@ def row_warnings(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def rate_warnings(record: dict[str, Any]) -> tuple[str, ...]:
-    """Return a warning, as a sentence, where a training record says that the rate asked for was missed."""
+    """Return a warning if the training record missed its target rate."""
     from stochcl.training import latents
 
     stage = record["latents"]
@@ -170,7 +170,7 @@ def to_bytes(encoder: Encoder, record: dict[str, Any]) -> bytes:
 
 
 def codec_of(data: bytes) -> Codec:
-    """Return the codec of a model whose file has these bytes.
+    """Return the codec of a model file with these bytes.
 
     Raises
     ------
@@ -179,7 +179,7 @@ def codec_of(data: bytes) -> Codec:
     """
     import torch
 
-    # A network draws its weights before it is given those of a file, and somebody's own random numbers are not ours.
+    # A network draws initial weights before it loads a file's; the caller's random state must not change.
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
         path = Path(folder, _NAME)
         path.write_bytes(data)
@@ -187,7 +187,7 @@ def codec_of(data: bytes) -> Codec:
 
 
 def write_head(data: bytes, path: PathLike) -> None:
-    """Write the bytes of a model's file, complete or not at all.
+    """Write the bytes of a model file atomically.
 
     Raises
     ------
@@ -202,14 +202,14 @@ _CONFIG = frozenset({"posterior", "alphabet", "embedding", "head", "decoder", "l
 
 
 def vectors_among(sources: Sequence[PathLike], column: str | None = None) -> MatrixSource | ArrowVectors | None:
-    """Return the embeddings that training was given, in matrices or tables, None where it was given images.
+    """Return the embeddings among the sources of training, from matrices or tables, or None for images.
 
     Raises
     ------
     SourceError
         If a source cannot be read.
     UsageError
-        If there are embeddings and something else, or a column of no table is asked for.
+        If embeddings are mixed with something else, or a column is given without a table.
     """
     table = open_arrow([Path(path) for path in sources], SourceOptions(column=column), takes=1)
     if isinstance(table, ArrowVectors):
@@ -220,7 +220,7 @@ def vectors_among(sources: Sequence[PathLike], column: str | None = None) -> Mat
         )
     if column is not None:
         raise UsageError("--column is for .parquet and .arrow files, and none is given; omit it.")
-    # To list a folder or a tar twice takes long, so only arrays are opened.
+    # Only arrays are opened, because listing a folder or a tar twice takes long.
     arrays = any(isinstance(open_source(path), MatrixSource) for path in sources if _is_array(path))
     found = open_sources(sources) if arrays else None
     return found if isinstance(found, MatrixSource) else None
@@ -243,24 +243,24 @@ def train_matrix(
     Parameters
     ----------
     source : MatrixSource or ArrowVectors
-        Of any size: at most 200,000 rows are held.
+        Of any size: at most 200,000 rows are held in memory.
     output : Path
         The model file.
     report : callable
-        Told of the progress.
+        Called with the progress.
     embedder : Embedder, optional
-        What made the rows, for the record.
+        The embedder of the rows, for the record.
     **options
-        ``latents``, ``posterior``, ``alphabet``: what is None of them, :func:`code_shape` chooses.
+        ``latents``, ``posterior``, ``alphabet``: :func:`code_shape` chooses each that is None.
         Other fields of :class:`~stochcl.encoders.config.EncoderConfig`, and of
-        :class:`~stochcl.training.options.LatentOptions`; ``latent_steps`` or ``epochs`` in place of ``steps``. Those
-        that are None are left to their defaults.
+        :class:`~stochcl.training.options.LatentOptions`; ``latent_steps`` or ``epochs`` in place of ``steps``. None
+        means the default.
 
     Raises
     ------
     SourceError, TrainingError, OutputError
     UsageError
-        If an option is one of training on images, or makes no sense.
+        If an option applies only to images, or makes no sense.
     """
     from stochcl.encoders.modelfile import save_model
 

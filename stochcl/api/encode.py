@@ -1,4 +1,4 @@
-"""An encoder and the tables that its codes are decoded with."""
+"""An encoder and the decoding tables of its codes."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 
 
 _FLOAT = 4  # bytes
-_GPUS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")  # what drivers put there
+_GPUS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")  # device files of GPU drivers
 
 
 class CodecBase:
-    """An encoder, ready to encode images or vectors, and the tables that its codes are decoded with."""
+    """An encoder of images or vectors, with the decoding tables of its codes."""
 
     precisions = PRECISIONS
 
@@ -95,14 +95,14 @@ class CodecBase:
             require("torch", what if self.precision == "fp32" else f"precision {self.precision}", "train")
 
     def with_precision(self, precision: str) -> Self:
-        """Return this codec, or one that shares its network and computes in another precision."""
+        """Return this codec, or a copy that shares its weights and computes in another precision."""
         if precision == self.precision:
             return self
         self._check_precision(precision)
         return self._copy(precision=precision, **({"device": "cpu"} if precision == "int8" else {}))
 
     def with_runtime(self, runtime: str) -> Self:
-        """Return this codec, or one whose features another runtime computes, onnx or torch, which has no int8."""
+        """Return this codec, or a copy whose features another runtime computes: onnx, or torch, which has no int8."""
         if runtime == self.runtime or self.columns:
             return self
         return self._copy(_asked=runtime, precision="fp32" if self.precision == "int8" else self.precision)
@@ -114,12 +114,12 @@ class CodecBase:
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the network as a runtime holds it, which a copy makes anew."""
+        """Leave out the runtime's network, which an unpickled copy makes again."""
         return {name: value for name, value in self.__dict__.items() if name != "_network"}
 
     @property
     def runtime(self) -> str:
-        """What computes features: onnx (ONNX Runtime) on processors, torch elsewhere or in bf16, numpy of vectors."""
+        """Runtime of the network: onnx (ONNX Runtime) on CPUs, torch elsewhere or in bf16, numpy for vectors."""
         default = runtime_of(self.config, self.device, self.precision)
         return self._asked if default == "onnx" and self._asked != "auto" and self.precision != "int8" else default
 
@@ -130,7 +130,7 @@ class CodecBase:
 
     @property
     def config(self) -> EncoderConfig:
-        """What the encoder is, apart from its weights."""
+        """The encoder's configuration, without weights."""
         return self.model.config
 
     @cached_property
@@ -150,42 +150,42 @@ class CodecBase:
 
     @property
     def latents(self) -> int:
-        """D, the width of a code."""
+        """D, the number of latents of a code."""
         return self.config.latents
 
     @property
     def alphabet(self) -> int:
-        """K, the number of values of a latent."""
+        """K, the number of values per latent."""
         return self.config.alphabet
 
     @property
     def columns(self) -> int | None:
-        """W, the width of the vectors that the model takes; None where it takes images."""
+        """W, the width of input vectors; None for a model of images."""
         return self.config.columns
 
     @property
     def embedder(self) -> Embedder | None:
-        """What made the vectors that the model was trained on, where that is known."""
+        """The embedder of the vectors that the model was trained on, if known."""
         return None if self.columns is None else Embedder.of(self.model.record.get("embedder"))
 
     @property
     def size(self) -> int:
-        """Side of the square that images are brought to, in pixels."""
+        """Side of the square input images, in pixels."""
         return self.config.size
 
     @property
     def preprocess(self) -> Preprocess:
-        """What is done to an image before it is encoded, as the model file says."""
+        """The model's preprocessing of images."""
         return Preprocess(self.config.size, self.config.fit)
 
     @cached_property
     def tables(self) -> Tables:
-        """The decoding tables, made from the model: a function of its tensors alone."""
+        """The decoding tables, a function of the model's tensors alone."""
         return layout.tables(self.config, self.model.tensors)
 
     @cached_property
     def classifier(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Weights, shape (C, V), and biases, shape (C,), of a fine-tuned classifier; None where there is none."""
+        """Weights, shape (C, V), and biases, shape (C,), of a fine-tuned classifier; None without one."""
         if not self.config.classes:
             return None
         weight, bias = (self.model.tensors[f"classifier.{name}"].astype(np.float32) for name in ("weight", "bias"))
@@ -193,7 +193,7 @@ class CodecBase:
 
     @cached_property
     def has_packaged_tables(self) -> bool:
-        """Whether the package brings these tables along, so that archives need not hold them."""
+        """Whether the package contains these tables, so that archives need not."""
         return is_packaged(self.tables.sha256)
 
     def encode(
@@ -203,29 +203,29 @@ class CodecBase:
         latents: int | None = None,
         uncertainty: bool = True,
     ) -> Codes:
-        """Encode images, or vectors if the model is one of vectors.
+        """Encode images, or vectors for a model of vectors.
 
         Parameters
         ----------
         images : ndarray of uint8, shape (N, H, W, 3) or (N, H, W, 1), or sequence of path, Pillow image or array
-            They are resized as the model's preprocessing says. For a model of vectors of W numbers: an ndarray of
-            float, shape (N, W), or a sequence of such rows.
+            Resized by the model's preprocessing. For a model of vectors of W numbers: an ndarray of float, shape
+            (N, W), or a sequence of such rows.
         latents : int, optional
-            Encode to the first K latents. Residual codes are searched anew for that width; others are cut.
+            Encode to the first K latents. Residual codes are searched again at that width; others are cut.
         uncertainty : bool
-            Whether to compute uncertainty: the entropy of the calibrated posterior in bits, of residual codes
-            that of the first word, of others that of all the model's latents, whichever are kept.
+            Whether to compute uncertainty: the entropy of the calibrated posterior in bits. For residual codes that
+            is of the first word, for others of all the model's latents, regardless of ``latents``.
 
         Returns
         -------
         Codes
-            One row an image.
+            One row per image.
 
         Raises
         ------
         UsageError
-            If it is a single image (put it into a list), an array of another shape or type, a vector that is not
-            finite, or too narrow a model.
+            If it is a single image (put it into a list), an array of another shape or type, or a vector that is not
+            finite, or if the model has fewer latents.
         ImageError
             If an image cannot be read; the message says which.
 
@@ -246,7 +246,7 @@ class CodecBase:
         return codes if uncertainty else replace(codes, uncertainty=None)
 
     def decode(self, codes: Codes) -> NDArray[np.float32]:
-        """Decode codes of this model to vectors, float32, shape (N, V); of a prefix, what is missing is its mean.
+        """Decode codes of this model to vectors, float32, shape (N, V); latents missing from a prefix count as means.
 
         Raises
         ------
@@ -264,25 +264,25 @@ class CodecBase:
         return decoder.decode(codes.symbols())
 
     def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
-        """Encode images that are preprocessed already, uint8, shape (N, size, size, 3): codes and features."""
+        """Encode preprocessed images, uint8, shape (N, size, size, 3), to codes and features."""
         return encode(self._network, self._latents, pixels)
 
     def encode_prepared(
         self, inputs: NDArray[np.uint8] | NDArray[np.float32], *, uncertainty: bool = True, latents: int | None = None
     ) -> Encoded:
-        """Encode what a source of the model's kind gives: preprocessed images, or finite rows of a matrix."""
+        """Encode input from a source: preprocessed images, or finite rows of a matrix."""
         return encode(self._network, self._latents, inputs, uncertainty=uncertainty, width=latents)
 
     def narrowed(self, codes: Codes, features: NDArray[np.float32], latents: int) -> Codes:
-        """Return codes of the first latents, as encoding to so few gives them, without names."""
+        """Return codes at the first latents, equal to encoding at that width, without names."""
         return self._latents.narrowed(codes, features, latents)
 
     def vectors_of(self, encoded: Encoded) -> NDArray[np.float32]:
-        """Return the vectors, not rounded to a code, that decoded vectors of images stand for: shape (N, V)."""
+        """Return the unquantised vectors that decoded vectors approximate, shape (N, V)."""
         return self._latents.points(encoded.features)
 
     def standardised(self, decoded: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return decoded vectors, shape (N, V), in the units of the features that encoding gives."""
+        """Return decoded vectors, shape (N, V), in the units of the encoder's features."""
         return self._network.features(decoded, len(decoded)) if self.columns else decoded
 
     def encode_vectors(self, vectors: ArrayLike, *, latents: int | None = None) -> Encoded:
@@ -304,20 +304,20 @@ class CodecBase:
         return encode(self._network, self._latents, array, width=latents)
 
     def preprocess_of(self, header: Header) -> Preprocess:
-        """Return how the images of an archive were prepared; with no depth stated, each 16-bit image has its own."""
+        """Return the preprocessing of an archive's images; without a stated depth, each 16-bit image has its own."""
         stated = header.preprocess
         return replace(self.preprocess, fit=stated["fit"], depth=stated.get("depth", OWN_DEPTH))
 
     def prepare(
         self, images: NDArray[Any] | Sequence[Any], preprocess: Preprocess | None = None
     ) -> NDArray[np.uint8]:
-        """Bring images, as :meth:`encode` takes them, to the model's size: uint8, shape (N, size, size, 3).
+        """Preprocess images, as for :meth:`encode`, to the model's size: uint8, shape (N, size, size, 3).
 
         Parameters
         ----------
         images : ndarray of uint8, or sequence of path, Pillow image or array
         preprocess : Preprocess, optional
-            By default as the model says.
+            By default the model's.
 
         Raises
         ------
@@ -347,7 +347,7 @@ class CodecBase:
         return out
 
     def check_made(self, header: Header, path: PathLike, advice: str = "give its own with -m") -> None:
-        """Raise ModelMismatch unless an archive with this header was made by this model."""
+        """Raise ModelMismatch unless this model made the archive with this header."""
         if header.model_sha256 != self.model.sha256:
             raise ModelMismatch(
                 f"{escape_name(path)}: it was made by the model {escape_name(header.model)} "
@@ -356,12 +356,12 @@ class CodecBase:
             )
 
     def header(self, *, latents: int, source_kind: str, preprocess: Preprocess | None = None) -> Header:
-        """Return the header of an archive of this model's codes; of vectors, nothing is preprocessed."""
+        """Return the header for an archive of this model's codes; vectors have no preprocessing."""
         preprocess = preprocess or self.preprocess
         if self.columns is None:
             prepared: dict[str, Any]
             size, prepared = preprocess.size**2 * 3, {"size": preprocess.size, "fit": preprocess.fit}
-            if preprocess.depth:  # which is what white is in all 16-bit images
+            if preprocess.depth:  # sets white in all 16-bit images
                 prepared["depth"] = preprocess.depth
         else:
             size, prepared = self.columns * _FLOAT, {}
@@ -383,12 +383,12 @@ class CodecBase:
 
 
 def device_name(name: str = "auto") -> str:
-    """Return the device to compute on: "auto" is a GPU where PyTorch is installed and finds one.
+    """Return the device to compute on; "auto" is a GPU if PyTorch is installed and finds one.
 
     Raises
     ------
     MissingExtraError
-        If the device is not the processor, and PyTorch is not installed.
+        If the device is not the CPU, and PyTorch is not installed.
     UsageError
         If there is no such device.
     """
@@ -402,12 +402,12 @@ def device_name(name: str = "auto") -> str:
 
 
 def _may_have_gpu() -> bool:
-    """Tell whether a GPU is worth the seconds in which PyTorch is imported to ask for it."""
+    """Return whether a GPU is likely enough to spend seconds on importing PyTorch."""
     return "torch" in sys.modules or sys.platform == "win32" or any(Path(file).exists() for file in _GPUS)
 
 
 def _prepare(image: PathLike | Image | NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Bring one image of any kind to the model's square."""
+    """Preprocess one image of any kind to the model's square."""
     from PIL import Image as PillowImage
 
     if isinstance(image, str | os.PathLike):

@@ -1,4 +1,4 @@
-"""What an archive of a source would come to in bytes, time and quality: from a sample, with nothing written."""
+"""Estimate the bytes, time and quality of an archive from a sample, without writing anything."""
 
 from __future__ import annotations
 
@@ -28,17 +28,15 @@ if TYPE_CHECKING:
     from stochcl.files import PathLike
 
 _RUNGS = (8, 16, 32, 64, 128, 256, 512, 1024)
-_FITTED = (
-    0.6  # of a sample of embeddings, where no model is given: a model is trained on them, and scored on the rest
-)
+_FITTED = 0.6  # share of a sample of embeddings that a model is trained on if none is given; the rest is scored
 _LEAST_ROWS = 100
 _FLOAT = 4
-_BLOCK = 1 / 600  # of the codes: what blocks and their checksums add
+_BLOCK = 1 / 600  # overhead of blocks and their checksums, relative to the codes
 
 
 @dataclass(frozen=True)
 class Rung:
-    """What codes of the first ``latents`` latents would come to; qualities are of rows that are held out."""
+    """The estimate for codes of the first ``latents`` latents; qualities are on held-out rows."""
 
     latents: int
     bits: float
@@ -49,23 +47,23 @@ class Rung:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What compressing a source would come to.
+    """The estimate for compressing a source.
 
     Parameters
     ----------
     path, unit : str
-        The source, and what a row of it is.
+        The source, and the noun for its rows.
     rows, looked_at : int
         Rows of the source, and of the sample.
     model : str
     floats : int
-        Bytes of the vectors that the codes stand for, as float32.
+        Bytes of the vectors behind the codes, as float32.
     accuracy : float, optional
-        Of a linear probe of those vectors, where there are labels.
+        Of a linear probe on those vectors, if there are labels.
     seconds : float
-        That reading and encoding all rows would take here.
+        Estimated time for reading and encoding all rows here.
     training : float, optional
-        Seconds that training the model on the sample took, where none was given.
+        Seconds of training the model on the sample, if none was given.
     rungs : tuple of Rung
     """
 
@@ -86,7 +84,7 @@ class Estimate:
         return {"schema": "stochcl.estimate/0"} | values
 
     def lines(self) -> list[str]:
-        """Return the figures for people, a line for each width."""
+        """Return the figures for people, one line per width."""
         unit, labelled = self.unit, self.accuracy is not None
         made = "" if self.training is None else f", trained on the sample in {duration(self.training)}"
         head = [
@@ -108,19 +106,19 @@ def estimate(
     source: Given, model: PathLike | None = None, *, rate: float | None = None, device: str = "auto",
     progress: Progress = silent, **options: Any,
 ) -> Estimate:  # fmt: skip
-    """Estimate bytes, time and quality of an archive from a sample of rows that are spread evenly; write nothing.
+    """Estimate bytes, time and quality of an archive from evenly spread rows of a source; write nothing.
 
     Parameters
     ----------
     source : as for :meth:`stochcl.Codec.compress`
-        Nothing that is read once.
+        Not a source that is read only once.
     model : str or path-like, optional
         The default model for images; for embeddings, one is trained on a part of the sample.
     rate : float, optional
-        Bits a row that such a model is trained for.
+        Bits per row that such a model is trained for.
     device : str
     progress : callable
-        Told how many widths of how many are done.
+        Called with the number of widths done and the total.
     **options
         Fields of :class:`~stochcl.api.compress.CompressOptions`: column, id_column, label_column, label_level, ...
 
@@ -160,18 +158,18 @@ def estimate(
 
 
 def _qualities(few: Sample, vectors: Any) -> tuple[float | None, float | None]:
-    """Return accuracy, where there are labels to learn from, and recall of the ten nearest."""
+    """Return accuracy, if there are labels to learn from, and recall of the ten nearest."""
     accuracy = None
     if few.labels is not None:
         try:
             accuracy = round(few.score(Target("accuracy", 0), vectors), 4)
-        except LabelsError:  # of one class, or a class for each row
+        except LabelsError:  # a single class, or one class per row
             accuracy = None
     return accuracy, round(few.score(Target("recall", 0), vectors), 4)
 
 
 def _beside(few: Sample, source: Source) -> float:
-    """Return the bits of a row's name and label."""
+    """Return the bits per row of names and labels."""
     count = len(few.names)
     by_number = isinstance(source, MatrixSource) or (isinstance(source, ArrowSource) and not source.has_names)
     names: Sequence[str] = row_names(range(count), max(few.total, count)) if by_number else few.names
@@ -181,7 +179,7 @@ def _beside(few: Sample, source: Source) -> float:
 
 
 def _trained(source: MatrixSource | ArrowVectors, rate: float | None) -> tuple[Codec, Sample, float]:
-    """Train a model on a part of a sample, and return it, the sample of the other rows, and the seconds."""
+    """Train a model on part of a sample; return its codec, the sample of the other rows, and the seconds."""
     from stochcl.api.embedding_model import code_shape, codec_of, to_bytes, train_head
 
     _, few = spread(source)

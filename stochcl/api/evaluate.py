@@ -1,4 +1,4 @@
-"""Training probes on an archive's codes and scoring them, and choosing latents for a task."""
+"""Train and score probes on an archive's codes, and select latents for a task."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SearchOptions(Options):
 
 @dataclass(frozen=True)
 class ProbeOptions(Options):
-    """What a probe is given, and how it is scored."""
+    """The input of a probe, and its scoring."""
 
     estimator: str = option(
         "auto", "logistic, svm, knn or boosting; ridge, knn or boosting for regression; or a scikit-learn class's "
@@ -70,7 +70,7 @@ class ProbeOptions(Options):
 
 @dataclass(frozen=True)
 class EvaluateOptions(ProbeOptions):
-    """How to train a probe, and score it."""
+    """How to train and score a probe."""
 
     task: Task = option("classification", "What the labels are.", choices=TASKS)
     test_size: float | None = option(None, "Hold out this fraction, in place of folds.", more_than=0, less_than=1)
@@ -80,7 +80,7 @@ class EvaluateOptions(ProbeOptions):
 
 
 def input_of(archive: ArchiveBase, given: str) -> str:
-    """Return ``vectors`` or ``symbols``; of auto, vectors where the model has a decoder."""
+    """Return ``vectors`` or ``symbols``; auto is vectors if the model has a decoder."""
     if given == "auto":
         return "vectors" if archive.has_decoder else "symbols"
     return given
@@ -92,12 +92,12 @@ def rows_of(archive: ArchiveBase, used: str, latents: int | None) -> NDArray[Any
 
 
 def has_categories(archive: ArchiveBase) -> bool:
-    """Tell whether symbols are names rather than quantities: their model decodes them through codebooks."""
+    """Return whether symbols are categories rather than quantities: the model decodes them with codebooks."""
     return archive.header.alphabet > 2 and archive.decoder is not None and archive.decoder.codebooks is not None
 
 
 def kind_of(archive: ArchiveBase) -> str:
-    """Return what symbols are: ``bits``, ``categories``, or ``levels``, numbers in order."""
+    """Return the kind of symbols: ``bits``, ``categories``, or ``levels``, which are ordered numbers."""
     if archive.header.alphabet == 2:
         return "bits"
     return "categories" if has_categories(archive) else "levels"
@@ -105,9 +105,9 @@ def kind_of(archive: ArchiveBase) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ProbeRows:
-    """An archive's rows: what a probe is given, their symbols, and labels by target.
+    """An archive's rows: the probe's input, the symbols, and labels by target.
 
-    ``lengths`` are the bits of each row under the model, where they were asked for.
+    ``lengths`` are the bits of each row under the model, if asked for.
     """
 
     path: PathLike
@@ -133,7 +133,7 @@ class ProbeRows:
         return cls(path, x, symbols, archive.names, archive.uncertainty, by_target, of_groups, bits)
 
     def without(self, rare: dict[str, set[str]]) -> ProbeRows:
-        """Take the labels of rare classes away."""
+        """Remove the labels of rare classes."""
         labels = {
             target: tuple("" if label in rare[target] else label for label in y) if rare[target] else y
             for target, y in self.labels.items()
@@ -142,9 +142,9 @@ class ProbeRows:
 
 
 def code_bits(archive: ArchiveBase, latents: int) -> NDArray[np.float32]:
-    """Return what the first latents of each row cost under the model, in bits, shape (N,)."""
+    """Return the bits of the first latents of each row under the model, shape (N,)."""
     selection = archive.header.selection and archive.header.selection[:latents]
-    # Always the tables' model, whatever segments are coded with: so rows of different archives compare.
+    # Always the tables' model, not the segments' own, so that rows of different archives compare.
     model = archive.tables.candidates(latents, selection)[-1].model
     parts = [code_lengths(codes.prefix(latents), model) for codes in archive.iter_codes()]
     return np.concatenate([np.zeros(0, np.float32), *parts])
@@ -152,7 +152,7 @@ def code_bits(archive: ArchiveBase, latents: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False)
 class ProbeData:
-    """What is trained and scored on: rows of one archive, and of ``test`` where that is scored on."""
+    """Data for training and scoring: rows of one archive, and of ``test`` if that is scored on."""
 
     header: Header
     used: str
@@ -169,7 +169,7 @@ def read_data(
     tables: Where, *, groups: str | None = None, task: Task = "classification", min_class: int | None = None,
     lengths: bool = False,
 ) -> ProbeData:  # fmt: skip
-    """Read the rows and labels of one archive, or of two on the latents that both have."""
+    """Read the rows and labels of one archive, or of two on their common latents."""
     if test_labels is not None and (test is None or labels.path is None):
         raise UsageError("--test-labels needs --test and --labels; give all three.")
     notes, other = list[str](), None
@@ -203,7 +203,7 @@ def read_data(
 
 
 def rare_classes(labels: Sequence[str], least: int) -> set[str]:
-    """Return the classes of fewer rows; LabelsError if all classes are so small."""
+    """Return the classes with fewer than ``least`` rows; raise LabelsError if all are."""
     counts = {label: count for label, count in Counter(labels).items() if label.strip()}
     rare = {label for label, count in counts.items() if count < least}
     if rare and len(rare) == len(counts):
@@ -212,14 +212,14 @@ def rare_classes(labels: Sequence[str], least: int) -> set[str]:
 
 
 def common_width(header: Header, test: Header, shown: Sequence[str], latents: int | None) -> int:
-    """Return how many latents two archives are compared on: those of the narrower, or ``latents``.
+    """Return the number of latents on which two archives are compared: the smaller one, or ``latents``.
 
     Raises
     ------
     ModelMismatch
         If they are of different models.
     UsageError
-        If one holds latents that the other lacks, or fewer than ``latents``.
+        If one has other latents than the other, or fewer than ``latents``.
     """
     if test.model_sha256 != header.model_sha256:
         raise ModelMismatch(
@@ -239,12 +239,12 @@ def common_width(header: Header, test: Header, shown: Sequence[str], latents: in
 def latents_of_task(
     archive: ArchiveBase, symbols: NDArray[Any], y: NDArray[Any], count: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return columns of an archive, the best for a task first, and what each adds to those before it."""
+    """Return columns of an archive, the best for a task first, and the gain of each over those before it."""
     from stochcl.downstream.selection import LatentSelector, order_of_words
 
     decoder = archive.decoder
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of many classes with few rows
+        warnings.simplefilter("ignore")  # about many classes with few rows
         if isinstance(decoder, ResidualDecoder):
             return order_of_words(symbols.astype(np.intp), y, decoder, count)
         found = LatentSelector(count, categorical=has_categories(archive)).fit(symbols, y)
@@ -255,11 +255,11 @@ def select(
     path: PathLike, output: PathLike, *, labels: PathLike | None = None, column: str | None = None,
     level: int | None = None, tables: Where = (), force: bool = False, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Choose latents for a task by :class:`stochcl.downstream.LatentSelector`, and write which as JSON.
+    """Choose latents for a task with :class:`stochcl.downstream.LatentSelector`, and write them as JSON.
 
-    Of residual codes names of words are kept whole and come first, and signs are chosen after them.
+    In residual codes, names of words are kept whole and come first; signs are chosen after them.
 
-    The labels of all rows are used: to score what is chosen, keep the rows to score on in another archive.
+    The labels of all rows are used: to score the selection, keep rows for scoring in another archive.
 
     Parameters
     ----------
@@ -267,9 +267,9 @@ def select(
     labels : path-like, optional
         A CSV file ``name,label...``; by default the first folder of each name.
     column : str, optional
-        Which column of it.
+        Column of that file.
     level : int, optional
-        Which folder of a name is its label.
+        Folder of a name to use as its label.
     tables : iterable of Tables or path-like
     force : bool
         Replace an existing output.
@@ -279,7 +279,7 @@ def select(
     Returns
     -------
     dict
-        What was written: ``latents``, numbers of the model's, from 0, ascending; and ``order``, the best first.
+        The written values: ``latents``, the model's latent numbers, from 0, ascending; and ``order``, best first.
 
     Raises
     ------
@@ -318,7 +318,7 @@ def evaluate(path: PathLike, *, column: str | None = None, **options: Any) -> tu
     Returns
     -------
     Evaluation, dict
-        The dict says what went in: archive, input, latents. All else as :func:`evaluate_targets`.
+        The dict describes the input: archive, input, latents. Everything else as :func:`evaluate_targets`.
     """
     found, facts = evaluate_targets(path, columns=() if column is None else (column,), **options)
     return next(iter(found.values())), facts
@@ -335,7 +335,7 @@ def evaluate_targets(
     Parameters
     ----------
     path : path-like
-        The archive; cross-validated, or split, or the training rows where ``test`` is given.
+        The archive; cross-validated or split, or only trained on if ``test`` is given.
     test : path-like, optional
         An archive of the same model to score on.
     labels : path-like, optional
@@ -343,17 +343,17 @@ def evaluate_targets(
     test_labels : path-like, optional
         The same for the rows of ``test``; by default ``labels``, if no name is in both archives.
     columns : sequence of str
-        Which columns of the CSV, a target each; by default the first.
+        Columns of the CSV, one per target; by default the first.
     level : int, optional
-        Which folder of a name is its label: 1 the first, -1 the one that the image lies in.
+        Folder of a name to use as its label: 1 the first, -1 the innermost.
     groups : str, optional
         A CSV file ``name,group``, or a column of ``labels``; rows of a group are never both trained and scored on.
     save : path-like, optional
-        Train on all rows (with ``test``, on those of ``path``) and write the probes there, for ``stochcl predict``.
+        Train on all rows (with ``test``, on those of ``path``) and write the probes here, for ``stochcl predict``.
     tables : iterable of Tables or path-like
-        Where to look first for decoders that are not in the archives.
+        Searched first for decoders that are not in the archives.
     progress : callable
-        Told how many probes of how many are trained: one a fold and target, and those that are saved.
+        Called with the number of probes trained and the total: one per fold and target, plus the saved ones.
     **options
         Fields of :class:`~stochcl.api.evaluate.EvaluateOptions`: task, estimator, output, latents, folds, test_size,
         min_class, seed.
@@ -361,7 +361,7 @@ def evaluate_targets(
     Returns
     -------
     dict of str to Evaluation, dict
-        By target; and what went in: archive, input, latents.
+        By target; and a description of the input: archive, input, latents.
 
     Raises
     ------
@@ -399,7 +399,6 @@ def evaluate_targets(
 def _score(
     data: ProbeData, target: str, asked: EvaluateOptions, progress: Progress, *, split_names: bool
 ) -> Evaluation:
-    """Train and score the probe of one target."""
     train, test, y = data.train, data.test, data.train.labels[target]
     how: dict[str, Any] = {"task": asked.task, "estimator": asked.estimator, "seed": asked.seed}
     if test is None:
@@ -415,7 +414,6 @@ def _score(
 
 
 def _fit_all(data: ProbeData, asked: EvaluateOptions) -> downstream.SavedProbe:
-    """Fit the probes of all targets to all rows."""
     header, train = data.header, data.train
     how: dict[str, Any] = {"task": asked.task, "estimator": asked.estimator, "seed": asked.seed}
     fitted = tuple(

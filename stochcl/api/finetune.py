@@ -1,4 +1,4 @@
-"""Fine-tuning a model on labelled images, and scoring what it made."""
+"""Fine-tune a model on labelled images, and score the result."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """How well test images are classified; accuracies in percent.
+    """Scores of a classifier on test images; accuracies in percent.
 
-    ``test_top1`` is from hard codes (of a deterministic twin, from features), ``test_top1_mirrored`` the mean of an
-    image's probabilities and its mirror image's. ``codes_top1`` is from a file of codes: read back, decoded in numpy,
-    and classified by the stored linear classifier, with all latents and with the first ones. Its bits are of codes
+    ``test_top1`` is from hard codes (from features for a deterministic twin); ``test_top1_mirrored`` averages the
+    probabilities of an image and its mirror image. ``codes_top1`` is from a file of codes, read back, decoded in
+    numpy, and classified by the stored linear classifier, with all latents and with each prefix. Bits are of codes
     alone.
     """
 
@@ -69,7 +69,7 @@ class Scores:
         return out + [f"    first {k:,} latents: {top1:.2f} %" for k, top1 in self.codes_top1_by_latents.items()]
 
     def figures(self) -> dict[str, str]:
-        """Return the scores as a model's record keeps them."""
+        """Return the scores for a model's record."""
         name = self.source.partition(".")[0]
         out = {
             f"{name}, top-1": f"{self.test_top1:.2f}%",
@@ -85,14 +85,14 @@ def score(
     model: PathLike, source: PathLike, *, labels: PathLike | None = None, label_level: int | None = None,
     workers: int = 1, device: str = "auto",
 ) -> Scores:  # fmt: skip
-    """Classify images with a fine-tuned model, from its codes in memory and from those in a file.
+    """Classify images with a fine-tuned model, from its codes in memory and from a file of codes.
 
     Raises
     ------
     UsageError
         If the model has no classifier.
     LabelsError
-        If images have no label, or one that the classifier does not know.
+        If images have no label, or one unknown to the classifier.
     SourceError, ModelError
     """
     require("torch", "scoring a classifier", "train")
@@ -134,7 +134,7 @@ def _score_file(
     codec: Codec, classifier: tuple[NDArray[Any], NDArray[Any]], source: PathLike, label: Callable[[str], str],
     workers: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write a file of codes as `stochcl compress` does, read it back, and classify the vectors that it decodes to."""
+    """Compress images to a file, read it back, and classify the decoded vectors."""
     from stochcl.training.finetune import class_indices, top1
 
     config, (weight, bias) = codec.config, classifier
@@ -154,7 +154,7 @@ def _score_file(
 
 @dataclass(frozen=True)
 class FinetuneReport(RunReport):
-    """What fine-tuning made; ``held_top1`` in percent, None where nothing is held out."""
+    """The result of fine-tuning; ``held_top1`` in percent, None if nothing is held out."""
 
     classes: int = 0
     held_top1: float | None = None
@@ -162,7 +162,7 @@ class FinetuneReport(RunReport):
     warning: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON types; the test's figures stand beside the run's."""
+        """Return the report as JSON types, with the test's figures at the top level."""
         out = {"schema": "stochcl.finetune/0"} | asdict(self) | {"skipped": skipped_json(self.skipped)}
         if self.test is None:
             return out
@@ -197,26 +197,26 @@ def finetune(
     Parameters
     ----------
     model : str or path-like
-        What to begin with: the name of a model or a model file.
+        The model to start from, by name or file.
     sources : sequence of path-like
         Folders, archives or arrays of images.
     output : path-like
         The model file; its checkpoint is ``output`` + ``.checkpoint`` while training runs.
     labels, test_labels : path-like, optional
-        CSVs of ``name,label``; without them the label is an image's first folder. ``labels`` is asked for test
-        images too, where ``test_labels`` is not given and no name is in both sources.
+        CSVs of ``name,label``; without them the label is an image's first folder. ``labels`` is also used for test
+        images if ``test_labels`` is not given and no name is in both sources.
     label_level : int, optional
-        Another of an image's folders is its label: 2 the second, -1 the innermost.
+        Folder of an image to use as its label: 2 the second, -1 the innermost.
     test : path-like, optional
-        A source of images to score the result on, and its file of codes.
+        A source of images to score the result on, from memory and from a file of codes.
     init : path-like, optional
         Weights for the backbone, in place of the model's.
     preset : str, optional
-        A recipe, by its name or as a .toml file; options that are given stand before it.
+        A recipe, by name or as a .toml file; options given here override it.
     hold_out, workers, cache, log, resume, force, report
-        As of :func:`stochcl.api.train.train`; there is no log if none is named.
+        As in :func:`stochcl.api.train.train`; there is no log by default.
     **options
-        Fields of :class:`stochcl.training.options.FinetuneOptions`; None for those left out.
+        Fields of :class:`stochcl.training.options.FinetuneOptions`; None for defaults.
 
     Raises
     ------
@@ -239,8 +239,8 @@ def finetune(
         cache=None if cache is None else Path(cache),
     )  # fmt: skip
     classes = classes_of(data)
-    class_indices(truth, classes)  # an unknown class is refused before hours of training
-    if not resume:  # only now, when nothing in the request is wrong: somebody trained for it
+    class_indices(truth, classes)  # refuse an unknown class before hours of training
+    if not resume:  # delete only after all checks: the checkpoint cost somebody training time
         files.checkpoint.unlink(missing_ok=True)
     tuner = Finetuner(
         encoder, base.sha256 + (weights.sha256 if weights else ""), settings, data, classes,
@@ -277,7 +277,7 @@ def _settings(sources: Sequence[PathLike], preset: str | None, options: dict[str
 def _start(
     model: PathLike, settings: FinetuneOptions, init: PathLike | None
 ) -> tuple[ModelFile, Encoder, Initialisation | None]:
-    """Return the model, the encoder to begin with, and what is known of its weights if they are not the model's."""
+    """Return the model, the encoder to start from, and the origin of its weights if not the model's."""
     from stochcl.encoders.modelfile import load_model
     from stochcl.encoders.pretrained import init_backbone
     from stochcl.training.finetune import starting_point
@@ -293,7 +293,7 @@ def _of_test(
     sources: Sequence[ImageSource], test: PathLike, labels: PathLike | None, test_labels: PathLike | None,
     level: int | None,
 ) -> tuple[PathLike | None, list[str]]:  # fmt: skip
-    """Return the CSV of the test images' labels, None for folder names, and the labels."""
+    """Return the CSV of the test images' labels (None for folder names), and the labels."""
     source = open_images(test)
     trained = (entry.name for one in sources for entry in one.entries)
     table = labels_of_test(trained, (entry.name for entry in source.entries), labels, test_labels)
@@ -303,7 +303,7 @@ def _of_test(
 def _write(
     encoder: Encoder, files: RunFiles, record: dict[str, Any], test: PathLike | None, **how: Any
 ) -> tuple[str, Scores | None]:  # fmt: skip
-    """Write the model, score what was written, and add the scores to its record, which is no part of the hash."""
+    """Write the model, score the file, and add the scores to its record, which is not hashed."""
     from stochcl.encoders.modelfile import save_model
 
     sha256, scores = save_model(encoder, files.output, record), None

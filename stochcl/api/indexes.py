@@ -1,4 +1,4 @@
-"""Archives to indexes of FAISS, and the codes of FAISS's quantisers to archives."""
+"""Export archives to FAISS indexes, and import the codes of FAISS quantisers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 METRICS = ("cosine", "l2")
 
-_ROWS = 1 << 14  # decoded, and added, at a time
-_TRAINING_VALUES = 1 << 26  # of the vectors that an index is trained on, spread evenly
+_ROWS = 1 << 14  # decoded and added at a time
+_TRAINING_VALUES = 1 << 26  # numbers in the vectors that an index is trained on
 _SAMPLE = 1 << 16  # rows that entropy models are fitted to
 
 
@@ -40,7 +40,7 @@ def _faiss() -> Any:
 
 
 def _reason(exc: RuntimeError) -> str:
-    """Return FAISS's own words, without the place in its source."""
+    """Return FAISS's message without the location in its source."""
     return " ".join(str(exc).rpartition(": ")[2].split())
 
 
@@ -48,17 +48,17 @@ def export_faiss(
     path: PathLike, output: PathLike, *, factory: str = "Flat", metric: str = "cosine", binary: bool = False,
     tables: Where = (), force: bool = False, progress: Progress = silent,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write an archive as an index of FAISS, whose ids are the rows' numbers.
+    """Write an archive as a FAISS index whose ids are row numbers.
 
     Parameters
     ----------
     path, output : path-like
     factory : str
-        The kind of index, as ``faiss.index_factory`` reads it: ``Flat``, ``HNSW32``, ``IVF1024,PQ32``...
+        The kind of index, as for ``faiss.index_factory``: ``Flat``, ``HNSW32``, ``IVF1024,PQ32``...
     metric : str
-        ``cosine``: decoded vectors of length 1, by inner product; ``l2``: as they are.
+        ``cosine``: decoded vectors scaled to length 1, by inner product; ``l2``: unscaled.
     binary : bool
-        Write codes, which must be bits, as an IndexBinaryFlat, in place of decoded vectors.
+        Write the codes, which must be bits, as an IndexBinaryFlat, in place of decoded vectors.
     tables : iterable of Tables or path-like
     force : bool
     progress : callable
@@ -71,7 +71,7 @@ def export_faiss(
     Raises
     ------
     UsageError
-        If FAISS knows no such kind, has too few rows to train it, or there is nothing to make it of.
+        If FAISS does not know the kind or has too few rows to train it, or the archive lacks what it needs.
     """
     faiss, output = _faiss(), Path(output)
     check_output(output, Path(path), force=force)
@@ -136,7 +136,7 @@ def _vectors(faiss: Any, archive: ArchiveBase, factory: str, metric: str, progre
 
 @dataclass(frozen=True)
 class Imported:
-    """An archive made of an index's codes, and the bytes that the index takes for them."""
+    """An archive made from an index's codes, and the size of the codes in the index."""
 
     report: Report
     index: str
@@ -148,7 +148,7 @@ class Imported:
         return found | {"index": self.index, "index_code_bytes": self.index_code_bytes}
 
     def lines(self) -> list[str]:
-        """Return what a person wants to know: with the gain, which may be none."""
+        """Return the figures for people, with the gain or loss."""
         codes, tables = (self.report.parts[part] for part in ("codes", "tables"))
         saved = 100 * (1 - codes / self.index_code_bytes) if self.index_code_bytes else 0.0
         gain = f"{saved:.1f} % less" if saved > 0 else f"{-saved:.1f} % more"
@@ -162,13 +162,13 @@ class Imported:
 def import_faiss(index: PathLike, output: PathLike, *, force: bool = False, progress: Progress = silent) -> Imported:
     """Write the codes of a FAISS index of product or residual quantisation to an archive, entropy-coded.
 
-    Decoded vectors are the index's own but for the rounding of its codebooks to 8 bits. FAISS trusts the files that
-    it reads: import your own.
+    Decoded vectors equal the index's, except that codebooks are rounded to 8 bits. FAISS trusts the files that it
+    reads: import only your own.
 
     Parameters
     ----------
     index : path-like
-        An IndexPQ or IndexResidualQuantizer, also behind an IndexIDMap, whose ids become the names.
+        An IndexPQ or IndexResidualQuantizer, possibly inside an IndexIDMap, whose ids become the names.
     output : path-like
     force : bool
     progress : callable
@@ -176,7 +176,7 @@ def import_faiss(index: PathLike, output: PathLike, *, force: bool = False, prog
     Raises
     ------
     SourceError
-        If the file is no index, or one of another kind.
+        If the file is not an index, or of another kind.
     """
     faiss, shown, output = _faiss(), escape_name(index), target_of(output)
     check_output(output, Path(index), force=force)
@@ -185,7 +185,7 @@ def import_faiss(index: PathLike, output: PathLike, *, force: bool = False, prog
     except RuntimeError as exc:
         raise SourceError(f"{shown}: FAISS cannot read this as an index: {_reason(exc)}.") from exc
     ids = None
-    if isinstance(whole, faiss.IndexIDMap):  # which owns the index in it
+    if isinstance(whole, faiss.IndexIDMap):  # keep `whole`, which owns the inner index
         ids, read = faiss.vector_to_array(whole.id_map), faiss.downcast_index(whole.index)
     bits, words = _quantiser(faiss, read, shown)
     if sum(map(np.size, words)) > MAX_NUMBERS:
@@ -222,7 +222,7 @@ def import_faiss(index: PathLike, output: PathLike, *, force: bool = False, prog
 
 
 def _quantiser(faiss: Any, index: Any, shown: str) -> tuple[list[int], list[NDArray[np.float32]]]:
-    """Return the bits of each of an index's numbers, and the words that they name, which add up to a vector."""
+    """Return the bits of each number of an index, and the words they name, which add up to a vector."""
     if isinstance(index, faiss.IndexPQ):
         pq = index.pq
         books = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
@@ -245,12 +245,12 @@ def _quantiser(faiss: Any, index: Any, shown: str) -> tuple[list[int], list[NDAr
 
 
 def _places(bits: list[int]) -> list[tuple[int, int]]:
-    """Return the first bit, and the bits, of each number of a row of FAISS's codes."""
+    """Return the first bit and the width of each number in a row of FAISS's codes."""
     return list(zip(np.cumsum([0, *bits[:-1]]).tolist(), bits, strict=True))
 
 
 def _packed_bits(stored: NDArray[np.uint8], start: int, width: int) -> NDArray[np.uint8]:
-    """Return the bits of a number, most significant first; FAISS packs the least significant ones first."""
+    """Return the bits of a number, most significant first; FAISS stores the least significant first."""
     places = start + np.arange(width - 1, -1, -1)
     found: NDArray[np.uint8] = (stored[:, places // 8] >> (places % 8).astype(np.uint8)) & np.uint8(1)
     return found

@@ -1,4 +1,4 @@
-"""Labels of an archive's rows: from a CSV file, from a folder of their names, or as stored."""
+"""Labels of an archive's rows: from a file, from a folder of their names, or as stored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SPLITS = frozenset(["train", "training", "val", "valid", "validation", "test", 
 
 @contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Put the file that labels came from before what is wrong with them."""
+    """Prefix the path of the labels' file to a LabelsError."""
     try:
         yield
     except LabelsError as exc:
@@ -35,12 +35,12 @@ def labels_of(
     archive: ArchiveBase, path: PathLike, labels: PathLike | None, column: str | None = None,
     level: int | None = None, *, partial: bool = False,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Return a label for every row: from a CSV or .npy file, from a folder of its name, or as the archive has it.
+    """Return a label for every row: from a CSV or .npy file, from a folder of its name, or as stored.
 
     Raises
     ------
     LabelsError
-        If there are none, or a row has none in the CSV (with ``partial``, most rows).
+        If there are none, or the file has none for some row (with ``partial``, for most rows).
     """
     shown = escape_name(path)
     table = None if labels is None else read_labels(labels)
@@ -65,7 +65,7 @@ def labels_of(
 def check_label_options(
     labels: PathLike | None, columns: Iterable[str | None], level: int | None, *, argument: str = "level"
 ) -> None:
-    """Refuse options that say two things of where labels come from; ``argument`` is what the caller knows a level as.
+    """Refuse contradicting label options; ``argument`` is the name of a level in Python.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def check_label_options(
 
 @dataclass(frozen=True)
 class LabelSource:
-    """Where labels come from: a file and some of its columns, a folder of the names, or what the archive stores."""
+    """The source of labels: a file and some of its columns, a folder of the names, or the archive."""
 
     path: PathLike | None = None
     columns: tuple[str, ...] = ()
@@ -92,14 +92,14 @@ class LabelSource:
         check_label_options(self.path, self.columns, self.level)
 
     def read(self, archive: ArchiveBase, path: PathLike) -> dict[str, tuple[str, ...]]:
-        """Return a label for every row by target, a column each; some rows may have none."""
+        """Return labels for every row by target, one per column; some may be empty."""
         return {
             column or "label": labels_of(archive, path, self.path, column, self.level, partial=True)
             for column in self.columns or (None,)
         }
 
     def origin(self, archive: ArchiveBase) -> str:
-        """Say where labels come from, for people."""
+        """Describe the source of the labels."""
         if self.path is not None:
             columns = self.columns or read_labels(self.path).columns[:1]
             return ", ".join(f"column {escape_name(column)} of {escape_name(self.path)}" for column in columns)
@@ -109,7 +109,7 @@ class LabelSource:
 
 
 def split_warning(classes: Iterable[object]) -> str | None:
-    """Return a warning where classes are the names of splits, as in ``train/cat``, ``val/cat``."""
+    """Return a warning if classes are names of splits, as in ``train/cat``, ``val/cat``."""
     found = sorted({str(c) for c in classes if c is not None and str(c)})
     if len(found) < 2 or not all(name.lower() in _SPLITS for name in found):
         return None
@@ -122,12 +122,12 @@ def split_warning(classes: Iterable[object]) -> str | None:
 def labels_of_test(
     train: Iterable[str] | None, test: Iterable[str] | None, labels: PathLike | None, test_labels: PathLike | None
 ) -> PathLike | None:
-    """Return the CSV of the test rows: the one given for them, else the common one, if it tells the rows apart.
+    """Return the CSV of the test rows: their own, else the common one if it distinguishes the rows.
 
     Raises
     ------
     UsageError
-        If one CSV is for both, and a name in it is that of a training row and of a test row.
+        If one CSV is for both, and a training row and a test row share a name.
     """
     if labels is None or (test_labels is not None and not is_same_file(labels, test_labels)):
         return test_labels or labels
@@ -146,7 +146,7 @@ def groups_of(archive: ArchiveBase, path: PathLike, groups: str, labels: PathLik
     Raises
     ------
     LabelsError
-        If there is neither such a file nor such a column, or a row is not in it, or its group is empty.
+        If there is neither such a file nor such a column, or a row is missing there or has an empty group.
     """
     if is_file(groups):
         table, found = groups, labels_of(archive, path, groups)

@@ -1,4 +1,4 @@
-"""Models and decoders: found by name in the package, by path, or in ``$STOCHCL_MODELS``; and what they are."""
+"""Find models and decoders by name, path or hash, and describe them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl.codes import bits_per_symbol
 from stochcl.compress import open_archive
+from stochcl.encoders.config import FOREIGN
 from stochcl.encoders.packaged import ENDING, embedded_models
 from stochcl.entropy.tables import is_packaged
 from stochcl.errors import ModelError, ModelMismatch, ModelNotFound, StochclError, UsageError, error_of
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from stochcl.entropy.tables import Tables
 
 DEFAULT = "general"
-"""The model that is used where none is named."""
+"""The default model."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What can be said of a model without loading it: what it is, and how it was trained."""
+    """Facts about a model, read without loading it: its configuration and how it was trained."""
 
     name: str
     path: Path
@@ -69,12 +70,12 @@ def _network(config: dict[str, Any]) -> str:
     backbone = str(config.get("backbone"))
     if backbone.startswith("features:"):
         return f"for vectors of {backbone.removeprefix('features:')} numbers"
-    width = "" if backbone.startswith(("timm:", "efficientnet")) else f" of width {config.get('width')}"
+    width = "" if backbone.startswith((*FOREIGN, "efficientnet")) else f" of width {config.get('width')}"
     return f"{backbone}{width}, {config.get('size')} pixels"
 
 
 def _natural(item: tuple[str, str]) -> list[tuple[int, str]]:
-    """Key by which numbers in texts sort as numbers: 8 latents before 16."""
+    """Return a sort key that orders numbers in text by value: 8 latents before 16."""
     return [
         (int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", item[0].replace(",", ""))
     ]
@@ -87,7 +88,7 @@ def _folders() -> Iterator[Path]:
 
 
 def find_model(model: PathLike) -> Path:
-    """Return the file of a model, given its name or its path.
+    """Return the file of a model, by name or path.
 
     Raises
     ------
@@ -96,7 +97,7 @@ def find_model(model: PathLike) -> Path:
     """
     bare = isinstance(model, str) and os.sep not in model
     embedded = {p.stem: p for p in embedded_models()}
-    if bare and model in embedded:  # whatever lies in the current folder; ./general is that
+    if bare and model in embedded:  # also if the current folder has such a file, which is ./general
         return embedded[str(model)]
     candidates = [Path(model)]
     if bare:
@@ -116,7 +117,7 @@ def find_model(model: PathLike) -> Path:
 def model_of(header: Header, beside: PathLike | None = None) -> Path:
     """Return the file of the model that made an archive, by its hash.
 
-    It is looked for in the package, in ``$STOCHCL_MODELS``, beside the archive and in the current folder.
+    Searched are the package, ``$STOCHCL_MODELS``, the archive's folder and the current folder.
 
     Raises
     ------
@@ -139,13 +140,13 @@ def model_of(header: Header, beside: PathLike | None = None) -> Path:
 
 
 def portable_name(model: PathLike) -> str:
-    """Return what names a model also in another folder: the name of an embedded one, else an absolute path."""
+    """Return a name of a model that is valid in any folder: an embedded model's, else an absolute path."""
     path, embedded = Path(model), {path.stem for path in embedded_models()}
     return str(path.absolute()) if str(model) not in embedded and is_file(path) else str(model)
 
 
 def initial_weights(init: PathLike) -> Path:
-    """Return the file that a backbone begins with: an embedded model's, an installed package's, or the one named.
+    """Return the file of a backbone's initial weights: an embedded model, an installed package's, or a path.
 
     Raises
     ------
@@ -159,13 +160,13 @@ def initial_weights(init: PathLike) -> Path:
 
 
 def model_cards() -> tuple[list[ModelCard], list[tuple[Path, ModelError]]]:
-    """Describe the embedded models and those of ``$STOCHCL_MODELS``, without loading their weights.
+    """Describe the embedded models and those in ``$STOCHCL_MODELS``, without loading weights.
 
     Returns
     -------
     list of ModelCard
     list of (Path, ModelError)
-        Files that are damaged, or something else, with what is wrong with each.
+        Damaged or foreign files, with the error for each.
     """
     paths = [*embedded_models(), *(p for folder in _folders() for p in sorted(folder.glob(f"*{ENDING}")))]
     cards, damaged = [], []
@@ -178,16 +179,16 @@ def model_cards() -> tuple[list[ModelCard], list[tuple[Path, ModelError]]]:
 
 
 def _card(path: Path) -> ModelCard:
-    """Read the JSON at the beginning of a safetensors file; numpy and torch are not needed for it."""
+    """Read the JSON at the start of a safetensors file, without numpy or torch."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             metadata = json.loads(file.read(min(length, 1 << 24)))["__metadata__"]
         card = ModelCard(
             path.stem, path, path.stat().st_size, json.loads(metadata["config"]),
-            json.loads(metadata["record"], parse_constant=lambda name: None),  # NaN is no JSON, and no figure
+            json.loads(metadata["record"], parse_constant=lambda name: None),  # NaN is not JSON
         )  # fmt: skip
-        card.lines()  # whatever is not of its type shows now
+        card.lines()  # raises now if a value has a wrong type
     except OSError as exc:
         raise error_of(ModelError, exc, f"{escape_name(path)}: the model cannot be read: {os_reason(exc)}.") from exc
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
@@ -198,11 +199,11 @@ def _card(path: Path) -> ModelCard:
 
 
 _CLASSES_SHOWN = 10
-_RUN = 3  # equal values of a list that are written out
+_RUN = 3  # longest run of equal values in a list to write out
 
 
 class ModelInfo:
-    """What a model file says of itself, all of it read and checked."""
+    """Facts about a model file, which is read whole and checked."""
 
     def __init__(self, path: Path) -> None:
         from stochcl.encoders import layout
@@ -236,7 +237,7 @@ class ModelInfo:
 
     @property
     def bits(self) -> int:
-        """Of a code, before entropy coding."""
+        """Bits of a code before entropy coding."""
         return self.config.latents * bits_per_symbol(self.config.alphabet)
 
     def lines(self) -> list[str]:
@@ -276,7 +277,7 @@ class ModelInfo:
 
     def _network(self) -> str:
         config = self.config
-        if config.columns or config.backbone.startswith("timm:"):
+        if config.columns or config.backbone.startswith(FOREIGN):
             return config.backbone
         pooled = {"stages": ", all stages pooled", "moments": ", moments of stages"}.get(config.pooling, "")
         if config.backbone.startswith("efficientnet"):
@@ -285,7 +286,7 @@ class ModelInfo:
 
 
 def _told(record: dict[str, Any], indent: str = "") -> list[str]:
-    """Write a training record as lines: one an entry, those of a group below its name."""
+    """Return a training record as lines, one per entry, with groups indented."""
     if not record:
         return ["training record: none"]
     lines = [] if indent else ["training record:"]
@@ -315,7 +316,7 @@ def _text(value: object) -> str:
 
 
 def model_info(model: PathLike = DEFAULT) -> ModelInfo:
-    """Read a model file, check it, and say what it is.
+    """Read and check a model file, and describe it.
 
     Parameters
     ----------
@@ -338,9 +339,9 @@ def model_info(model: PathLike = DEFAULT) -> ModelInfo:
 
 
 def resolve_tables(model: PathLike | None, path: PathLike | None = None) -> tuple[Tables | Path, ...]:
-    """Return where to look for a decoder, given a .tables file, a model's name or file, or else the archive.
+    """Return where to look for a decoder: a .tables file, a model by name or file, or the archive's own model.
 
-    An archive whose decoder is nowhere is decoded by its model, if that is found by its hash.
+    If an archive's decoder is found nowhere, it is taken from the archive's model, found by its hash.
 
     Raises
     ------
@@ -365,7 +366,7 @@ def _by_hash(path: PathLike) -> tuple[Tables, ...]:
                 _ = archive.tables
             except ModelMismatch:
                 return (_tables_of(model_of(archive.header, path)),)
-    except StochclError:  # which opening it for its purpose explains
+    except StochclError:  # the caller's own attempt to open it reports this
         pass
     return ()
 

@@ -1,4 +1,4 @@
-"""Predictions for the images of an archive: of a saved probe, or of a fine-tuned model's classifier."""
+"""Predictions for an archive's images from a saved probe or a fine-tuned model's classifier."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ def predict(
     path: PathLike, probe: PathLike, output: PathLike, *, tables: Where = (), device: str = "auto",
     force: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write what a saved probe, or a fine-tuned model's classifier, predicts for each image to a CSV file.
+    """Write the predictions of a saved probe, or of a fine-tuned model's classifier, for each image to a CSV file.
 
-    Its columns are ``name`` (the row's number, where an archive has no names), one a target, and after each target of
-    classes, where the estimator has them, their probabilities, ``p(class)``; of several targets ``target p(class)``.
+    Its columns are ``name`` (the row's number in an archive without names), one per target, and after each target of
+    classes their probabilities, if the estimator has them: ``p(class)``, or ``target p(class)`` for several targets.
 
     Parameters
     ----------
     path : path-like
-        An archive of the model that the probe was fitted on, of as many latents or more. For a fine-tuned model, an
-        archive of its codes, or a source of images.
+        An archive of the model that the probe was fitted on, with at least as many latents. For a fine-tuned model,
+        an archive of its codes, or a source of images.
     probe : path-like
-        What ``stochcl evaluate --save`` wrote, or the model file that ``stochcl finetune`` wrote.
+        The output of ``stochcl evaluate --save``, or the model file from ``stochcl finetune``.
     output : path-like
     tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archive.
+        Searched first for decoding tables that are not in the archive.
     device : str
-        Where a fine-tuned model encodes images: auto, cpu, cuda...
+        Device for a fine-tuned model: auto, cpu, cuda...
     force : bool
         Replace an existing output.
 
     Raises
     ------
     ModelMismatch
-        If the archive is of another model, or holds other latents of it.
+        If the archive is of another model, or has other latents of it.
     SourceError, FormatError, UsageError, OutputError
     """
     output = Path(output)
@@ -154,7 +154,7 @@ def _archive_rows(
 def _image_rows(
     path: PathLike, codec: CodecBase
 ) -> tuple[Sequence[str], NDArray[np.float32], tuple[tuple[str, str], ...]]:
-    """Encode images, and return the names and what the classifier reads of those that can be read."""
+    """Encode images; return names and classifier inputs of the readable ones, and the failures."""
     source = check_source_fits_model(open_source(path), codec)
     decoder = None if codec.config.classifies == "features" else codec.tables.decoder
     names: list[str] = []
@@ -180,7 +180,7 @@ def _said(target: Fitted) -> dict[str, Any]:
 
 
 def _check_suits(header: Header, saved: SavedProbe, path: PathLike, probe: PathLike) -> None:
-    """Refuse an archive whose rows are not what the probe was fitted on."""
+    """Refuse an archive whose rows do not match the probe's training data."""
     shown, of = escape_name(path), escape_name(probe)
     if header.model_sha256 != saved.model_sha256:
         raise ModelMismatch(

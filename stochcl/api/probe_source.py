@@ -1,4 +1,4 @@
-"""Embeddings in place of an archive: encoded to one that lasts as long as somebody reads it."""
+"""Encode embeddings to a temporary archive, where a command expects an archive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def are_embeddings(paths: Sequence[PathLike]) -> bool:
-    """Tell whether these are .npy matrices, or Parquet or Arrow files, rather than archives."""
+    """Return whether paths are .npy matrices, or Parquet or Arrow files, rather than archives."""
     files = [Path(path) for given in paths for path in expand(given) if not is_url(given)]
     return bool(files) and (_is_matrix(files[0]) or open_arrow(files, takes=1) is not None)
 
@@ -39,7 +39,7 @@ def _is_matrix(path: Path) -> bool:
 
 @contextmanager
 def archive_of(paths: Sequence[PathLike], model: PathLike | None, **options: Any) -> Iterator[Path]:
-    """Yield the path of an archive of embeddings, encoded by a model, which is gone afterwards.
+    """Yield the path of a temporary archive of embeddings, encoded by a model.
 
     ``options`` are fields of :class:`~stochcl.api.compress.CompressOptions`.
 
@@ -70,9 +70,9 @@ def evaluate_embeddings(
     labels: PathLike | None = None, columns: Sequence[str] = (), vector_column: str | None = None,
     id_column: str | None = None, **options: Any,
 ) -> tuple[dict[str, Evaluation], dict[str, Any]]:  # fmt: skip
-    """Encode embeddings, and train and score a probe of their codes as :func:`evaluate_targets` does.
+    """Encode embeddings, and train and score a probe of their codes, see :func:`evaluate_targets`.
 
-    Labels are those of a table's own columns, ``columns``, or of ``labels``.
+    Labels come from ``columns`` of the table itself, or from ``labels``.
     """
     how: dict[str, Any] = {"column": vector_column, "id_column": id_column}
     own = labels is None and open_arrow([Path(paths[0])], takes=1) is not None

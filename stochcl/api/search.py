@@ -1,4 +1,4 @@
-"""The images of an archive that are nearest to images, or to rows of its own."""
+"""Find the images of an archive nearest to given images or to its own rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ROWS = 1 << 14  # decoded at a time
 
 @dataclass(frozen=True, eq=False)
 class _Query:
-    """What is looked for: a text for people, the row that it is itself, or -1, and else an image or a vector."""
+    """A query: its text for people, and a row of the archive, or row -1 with an image or a vector."""
 
     name: str
     row: int
@@ -49,46 +49,46 @@ def search(
     embedder: str | None = None, tables: Where = (), progress: Progress = lambda done, total: None,
     **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Find the rows of an archive that are nearest to images, or to rows of its own.
+    """Find the rows of an archive nearest to images, or to rows of its own.
 
-    By vectors the comparison is asymmetric: an image's float features are held against the vectors that codes decode
-    to, by the angle between them. By symbols, bits that differ are counted (Hamming), or for symbols in order how
-    far they are apart. The archive is read in parts, so that memory does not grow with it.
+    By vectors, the comparison is asymmetric: an image's float features are compared with decoded vectors, by angle.
+    By symbols, differing bits are counted (Hamming), or for ordered symbols the distances are added up. The archive
+    is read in parts, so memory does not grow with it.
 
     Parameters
     ----------
     path : path-like
         An archive.
     images : sequence of path-like
-        Image files to look for; the archive's model encodes them, in the archive's precision. In an archive of
-        embeddings, .npy matrices, or Parquet or Arrow files: every row is looked for.
+        Image files to search for; the archive's model encodes them, in the archive's precision. For an archive of
+        embeddings, .npy matrices, or Parquet or Arrow files: every row is a query.
     names, rows : sequence of str, sequence of int
-        Rows of the archive to look for; none is its own neighbour.
+        Rows of the archive to search for; a row is not its own neighbour.
     model : str, optional
-        The archive's model, by name or file; by default the one that its header names, found by its hash.
+        The archive's model, by name or file; by default found by the hash in its header.
     device : str
     column, id_column : str, optional
-        Columns of a table with the vectors that are looked for, and with what they are called.
+        Columns of a table with the query vectors, and with their names.
     embedder : str, optional
-        What made them, as NAME or NAME@REVISION; by default what a table's metadata say.
+        Embedder of the queries, as NAME or NAME@REVISION; by default from the table's metadata.
     tables : iterable of Tables or path-like
-        Where to look first for decoders that are not in the archive.
+        Searched first for decoders that are not in the archive.
     progress : callable
-        Told how many rows of how many have been looked at.
+        Called with the number of rows compared and the total.
     **options
         Fields of :class:`~stochcl.api.evaluate.SearchOptions`: ``count``, how many to find for each, and ``output``,
-        what is compared: vectors, symbols, or auto: vectors where there is a decoder.
+        what to compare: vectors, symbols, or auto: vectors if there is a decoder.
 
     Returns
     -------
     dict
         JSON values under the schema ``stochcl.search/0``: ``queries``, each with its ``neighbours``: ``row``,
-        ``name``, ``label`` and ``distance``, in the ``unit`` that stands beside.
+        ``name``, ``label`` and ``distance``, in units of ``unit``.
 
     Raises
     ------
     UsageError
-        If nothing is asked for, or ``output`` or ``count`` make no sense.
+        If there is no query, or ``output`` or ``count`` is invalid.
     ModelMismatch
         If the model is not the archive's.
     ImageError, SourceError, FormatError
@@ -130,7 +130,6 @@ def search(
 
 
 def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Sequence[int]) -> Iterator[_Query]:
-    """Yield the rows of the archive that are asked for."""
     for name in names:
         yield _Query(escape_name(name), archive.row(name))
     stored = archive.names
@@ -142,7 +141,7 @@ def _own(archive: ArchiveBase, path: PathLike, names: Sequence[str], rows: Seque
 
 @dataclass(frozen=True)
 class _Made:
-    """What made an archive's vectors, and what somebody says made those that are looked for."""
+    """The embedder of an archive's vectors, and the embedder named for the queries."""
 
     shown: str
     embedder: Embedder | None
@@ -150,7 +149,7 @@ class _Made:
 
 
 def _given(path: Path, columns: SourceOptions, made: _Made) -> Iterator[_Query]:
-    """Yield what a file holds: an image, or the rows of a matrix or table."""
+    """Yield the queries in a file: an image, or the rows of a matrix or table."""
     table = open_arrow([path], columns, takes=1)
     if table is None and (columns.column or columns.id_column):
         raise UsageError(f"{escape_name(path)}: this is not a table; omit --column and --id-column.")
@@ -161,7 +160,7 @@ def _given(path: Path, columns: SourceOptions, made: _Made) -> Iterator[_Query]:
     if not isinstance(source, MatrixSource | ArrowVectors):
         raise UsageError(f"{escape_name(path)}: this holds many images; name single image files, or embeddings.")
     check_embedder(escape_name(path), embedder_of(source, made.named), made.embedder, made.shown)
-    # Rows of a matrix are named by their numbers, filled up with zeros.
+    # Rows of a matrix are named by zero-padded numbers.
     shown = (lambda name: str(int(name))) if table is None else escape_name
     for batch in source.batches(_ROWS) if isinstance(source, MatrixSource) else source.vectors():
         for failure in batch.failures:
@@ -174,7 +173,7 @@ def _wanted(
     archive: ArchiveBase, path: PathLike, asked: list[_Query], model: str | None, device: str,
     decoder: Decoder | None,
 ) -> NDArray[Any]:  # fmt: skip
-    """Return vectors or symbols of what is looked for, a row each."""
+    """Return the vectors or symbols of the queries, one row each."""
     header = archive.header
     files = [query.image for query in asked if query.image is not None]
     matrix = [query.vector for query in asked if query.vector is not None]
@@ -207,7 +206,7 @@ def _wanted(
 def _answer(
     archive: ArchiveBase, query: _Query, distances: list[float], numbers: list[int], count: int
 ) -> dict[str, Any]:
-    """Return a query with its neighbours; a row of the archive that is looked for is not its own."""
+    """Return a query with its neighbours, without the query's own row."""
     names, labels = archive.names, archive.labels
     near = [
         {
@@ -217,7 +216,7 @@ def _answer(
             "distance": round(distance, 6),
         }
         for distance, number in zip(distances, numbers, strict=True)
-        # A vector that is not finite, of a foreign decoder, is no one's neighbour.
+        # A foreign decoder may give vectors that are not finite; skip them.
         if math.isfinite(distance) and number != query.row
     ]
     return {"query": query.name, "row": None if query.row < 0 else query.row, "neighbours": near[:count]}

@@ -1,4 +1,4 @@
-"""Compressing to a folder of shards, each an archive of so many images, which can be made anywhere in any order."""
+"""Compress to a folder of shards, archives of a fixed number of images that can be made anywhere in any order."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Made(NamedTuple):
-    """A shard, the names and reasons of what was skipped for it, and what was encoded, if it was made in this run."""
+    """A shard's entry, its skipped images with reasons, and what was encoded if it was made in this run."""
 
     shard: Shard
     skipped: list[tuple[str, str]]
@@ -50,9 +50,9 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardInput:
-    """The images of a shard: the paths and digests of the sources that hold them, and their positions in these.
+    """The images of a shard: paths and digests of the sources that hold them, and positions in these.
 
-    ``rejected`` are the images of all sources that will not be opened, where it is this shard that names them.
+    ``rejected`` are the rejected images of all sources, on the one shard that records them.
     """
 
     sources: tuple[str, ...]
@@ -61,20 +61,20 @@ class ShardInput:
     rejected: tuple[Failure, ...] = ()
 
     def to_json(self) -> str:
-        """Return it as JSON, in ASCII."""
+        """Return the inputs as ASCII JSON."""
         values = vars(self) | {"rows": [self.rows.start, self.rows.stop]}
         return json.dumps(values | {"rejected": [[failure.name, failure.reason] for failure in self.rejected]})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return what :meth:`to_json` made text of."""
+        """Read what :meth:`to_json` wrote."""
         values = json.loads(text)
         rejected = tuple(Failure(name, reason) for name, reason in values["rejected"])
         return cls(tuple(values["sources"]), tuple(values["listings"]), range(*values["rows"]), rejected)
 
 
 def shard_inputs(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator[ShardInput | None]:
-    """Yield the inputs of each shard, by number and positions; None where the source has to be listed whole."""
+    """Yield the inputs of each shard, by number and positions; None if the whole source must be listed."""
     digests: dict[int, str] = {}
     for number, rows in parts:
         if not isinstance(source, JoinedSource) or any(isinstance(one, ListSource) for one in source.sources):
@@ -92,9 +92,9 @@ def shard_inputs(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator
 
 
 def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource], options: CompressOptions) -> SubsetSource:
-    """Open the sources of a shard, and return its images; ``held`` has those of the shard before, and then of this.
+    """Open a shard's sources, and return its images; ``held`` caches the sources of the previous shard.
 
-    SourceError if one cannot be read, or holds something else than it did.
+    Raises SourceError if a source cannot be read or has changed.
     """
     opened: dict[str, ImageSource] = {}
     for path, digest in zip(inputs.sources, inputs.listings, strict=True):
@@ -109,7 +109,7 @@ def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource], options: 
 
 
 def check_listing(source: Source, digest: str) -> None:
-    """Raise SourceError where a worker finds another source than the command did."""
+    """Raise SourceError if a worker finds another source than the command did."""
     if listing(source) != digest:
         raise SourceError(
             f"{escape_name(source.path)}: a worker sees other files there, or other times or sizes; all machines "
@@ -118,9 +118,9 @@ def check_listing(source: Source, digest: str) -> None:
 
 
 SHARD_IMAGES = 100_000
-"""Images of a shard: a few megabytes of codes, and some minutes of a core's work, which a lost worker costs."""
+"""Images per shard: a few megabytes of codes, and the minutes of work that a lost worker costs."""
 
-_PLAN = "plan.json"  # what is being made, until the manifest says what was
+_PLAN = "plan.json"  # facts of the run, until the manifest has them
 _WORK = ".work-"
 _CONTINUE = f"; complete shards are kept: {ROOM}repeat the command to continue"
 _KEPT_OPTIONS = {
@@ -132,14 +132,14 @@ _DIFFERING = {
     "kind": "source", "shard_images": "--shard-images", "model": "model",
     "header": "model, --latents, --precision or --fit", "device": "--device",
 } | _KEPT_OPTIONS  # fmt: skip
-"""What must be the same for shards that are there to be kept, as a person knows it."""
+"""Facts that must match to keep existing shards, in a user's words."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compressed to which folder, and how; a worker elsewhere needs no more to make any shard.
+    """A complete description of a run, from which a worker elsewhere can make any shard.
 
-    Paths are absolute. ``facts`` must be the same for shards that are there already to be kept.
+    Paths are absolute. ``facts`` must match to keep existing shards.
     """
 
     sources: tuple[str, ...]
@@ -153,7 +153,7 @@ class Plan:
 
     @property
     def shards(self) -> int:
-        """How many there will be."""
+        """Number of shards."""
         return max(1, -(-int(self.facts["images"]) // self.shard_images))
 
     def rows(self, number: int) -> range:
@@ -162,11 +162,11 @@ class Plan:
         return range(start, min(start + self.shard_images, int(self.facts["images"])))
 
     def file(self, number: int) -> Path:
-        """Return where a shard goes."""
+        """Return the path of a shard."""
         return Path(self.folder, f"shard-{number:0{max(5, len(str(self.shards - 1)))}}.bin")
 
     def work(self, name: str) -> Path:
-        """Return a folder for what is of no use after the run, which removes it."""
+        """Return a temporary folder, which the run removes at its end."""
         return Path(self.folder, f"{_WORK}{name}")
 
 
@@ -175,19 +175,18 @@ def compress_to_folder(
     shard_images: int | None = None, run: Run | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Report:  # fmt: skip
-    """Compress a source to a folder of shards, and then their manifest, which makes it one archive.
+    """Compress a source to a folder of shards, then write their manifest, which makes it one archive.
 
-    The rows' order, their codes and the folder's files do not depend on who makes which shard when. Shards that an
-    earlier run of the same request has finished are kept. Every worker must find the sources, and ``model``, what
-    ``codec`` was loaded from, under the same names. ``run`` makes the shards of some numbers, here or elsewhere, and
-    yields each; in this process by default.
+    The rows' order, their codes and the folder's files do not depend on which worker makes which shard when. Shards
+    that an earlier run of the same request finished are kept. Every worker must find the sources, and ``model`` (what
+    ``codec`` was loaded from) under the same names. ``run`` makes the shards of some numbers and yields each; by
+    default in this process.
 
     Raises
     ------
     SourceError, ImageError, OutputError
     UsageError
-        If the folder holds something else, or shards of another model, source or option, and ``options.force`` is not
-        given.
+        If the folder holds something else, or shards of another model, source or option, without ``options.force``.
     """
     started, folder = time.monotonic(), Path(folder)
     _check_request(options, codec, shard_images)
@@ -195,7 +194,7 @@ def compress_to_folder(
     images = open_planned(plan_sources, codec, options)
     if options.strict and images.rejected:
         raise strict_error(images, images.rejected[0])
-    options = replace(options, depth=preprocess_of(codec, options, images).depth)  # for all shards alike
+    options = replace(options, depth=preprocess_of(codec, options, images).depth)  # the same for all shards
     plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
     try:
         with _locked(plan), writing(folder, advice=_CONTINUE):
@@ -226,7 +225,7 @@ def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int
 def _make_shards(
     plan: Plan, codec: CodecBase, images: ShardSource, run: Run, progress: Progress
 ) -> tuple[Encoded, int]:
-    """Make the shards that are not there, and the manifest; return what was encoded, and shards of an earlier run."""
+    """Make the missing shards and the manifest; return what was encoded, and the number of earlier shards."""
     made = {number: done for number in range(plan.shards) if (done := _finished(plan, number, codec)) is not None}
     todo = [number for number in range(plan.shards) if number not in made]
     count = sum(len(plan.rows(number)) for number in made)
@@ -247,7 +246,7 @@ def _make_shards(
 
 
 def open_planned(sources: Sequence[str], codec: CodecBase, options: CompressOptions) -> ShardSource:
-    """Open what a plan names; on every machine it must be the same."""
+    """Open a plan's sources, which must be the same on every machine."""
     source = open_sources(sources, options)
     check_source_fits_model(source, codec)
     return source
@@ -272,7 +271,7 @@ def _plan(
 
 
 def _locked(plan: Plan) -> WriteLock:
-    """Make the folder, and take it for this run alone."""
+    """Make the folder, and lock it for this run."""
     folder = Path(plan.folder)
     shown = escape_name(folder)
     with writing(folder, "the folder"):
@@ -287,7 +286,7 @@ def _locked(plan: Plan) -> WriteLock:
 
 
 def _take_folder(plan: Plan, *, force: bool) -> None:
-    """Begin in the folder, or take over what an earlier run of the same plan left in it."""
+    """Start in the folder, or take over an earlier run of the same plan."""
     folder = Path(plan.folder)
     shown = escape_name(folder)
     with writing(folder, "the folder"):
@@ -304,7 +303,7 @@ def _take_folder(plan: Plan, *, force: bool) -> None:
 
 
 def _facts_of(folder: Path) -> dict[str, Any] | None:
-    """Return what an earlier run was about; None where there was none, {} where it cannot be told."""
+    """Return the facts of an earlier run; None if there was none, {} if they are unreadable."""
     if (folder / MANIFEST).exists():
         try:
             return read_manifest(folder)[0].facts
@@ -321,7 +320,7 @@ def _facts_of(folder: Path) -> dict[str, Any] | None:
 
 def _differs(shown: str, there: dict[str, Any], asked: dict[str, Any]) -> UsageError:
     names = [name for name in _DIFFERING if there.get(name) != asked[name]]
-    if "model" in names or "source" in names:  # of which the others follow
+    if "model" in names or "source" in names:  # these imply the others
         names = [name for name in names if name not in ("header", "images", "kind")]
     said = " and another ".join(_DIFFERING[name] for name in names) or "request"
     return UsageError(
@@ -331,14 +330,14 @@ def _differs(shown: str, there: dict[str, Any], asked: dict[str, Any]) -> UsageE
 
 
 def _clear(folder: Path) -> None:
-    """Remove what runs like this one have made, the manifest first, for half of it is no archive."""
+    """Remove the files of earlier runs, the manifest first, because without its shards it is no archive."""
     for path in [folder / MANIFEST, *sorted(folder.glob("shard-*.bin")), *folder.glob("*.tables"), folder / _PLAN]:
         path.unlink(missing_ok=True)
     sync_folder(folder)
 
 
 def _clear_work(folder: Path) -> None:
-    """Remove what workers that were killed have left."""
+    """Remove what killed workers left."""
     for path in folder.glob(f"{_WORK}*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -347,7 +346,7 @@ def _clear_work(folder: Path) -> None:
 
 
 def run_here(plan: Plan, numbers: list[int], codec: CodecBase, source: ShardSource) -> Iterator[tuple[int, Made]]:
-    """Make shards one after the other in this process."""
+    """Make shards one after another in this process."""
     for number in numbers:
         yield number, make_shard(plan, number, codec, source)
 
@@ -355,9 +354,9 @@ def run_here(plan: Plan, numbers: list[int], codec: CodecBase, source: ShardSour
 def make_shard(
     plan: Plan, number: int, codec: CodecBase, source: ShardSource, *, part: ShardSource | None = None
 ) -> Made:
-    """Encode a shard's images and write its archive, which appears whole under its name.
+    """Encode a shard's images and write its archive, which appears complete under its name.
 
-    ``part`` is its images, where they are not cut from the source. Two workers may make the same one at a time, where
+    ``part`` is its images, if they are not taken from the source. Two workers may make the same shard at once, if
     the first was thought lost: both write the same bytes.
     """
     options, path = plan.options, plan.file(number)
@@ -380,7 +379,7 @@ def make_shard(
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Let an error name the shard, and not the work folder, of which nothing is kept."""
+    """Name the shard in an error, not the temporary folder, from which nothing is kept."""
     try:
         yield
     except OutputError as exc:
@@ -399,7 +398,7 @@ def _part(source: ShardSource, rows: range) -> ShardSource:
 
 
 def shard_entry(plan: Plan, number: int, codec: CodecBase) -> Made:
-    """Return a finished shard's entry in the manifest, and what was skipped for it."""
+    """Return a finished shard's entry in the manifest, and its skipped images."""
     path = plan.file(number)
     with Archive(path, tables=[codec.tables]) as archive:
         shard = Shard(
@@ -410,7 +409,7 @@ def shard_entry(plan: Plan, number: int, codec: CodecBase) -> Made:
 
 
 def _finished(plan: Plan, number: int, codec: CodecBase) -> Made | None:
-    """Return a shard that is there already; one that cannot be read, or is not what it should be, is made anew."""
+    """Return an existing shard, or None if it is missing, unreadable or not what it should be."""
     path = plan.file(number)
     if not path.exists():
         return None
@@ -421,12 +420,12 @@ def _finished(plan: Plan, number: int, codec: CodecBase) -> Made | None:
     except (FormatError, SourceError):
         return None
     covered = made.shard.images + len(made.skipped)
-    # Only the first names what the source rejects, which is not among its rows.
+    # Only the first shard lists the images that the source rejects, which are not among its rows.
     return made if same and (covered == len(plan.rows(number)) or number == 0) else None
 
 
 def _commit(plan: Plan, codec: CodecBase, source: ShardSource, made: list[Made]) -> None:
-    """Write the manifest: from here on the folder is an archive."""
+    """Write the manifest, which makes the folder an archive."""
     folder = Path(plan.folder)
     skipped = tuple((name, reason) for one in made for name, reason in one.skipped)
     if not any(one.shard.images for one in made):

@@ -1,4 +1,4 @@
-"""Sources of a codec: opened, checked against the model, read in batches, and named in errors."""
+"""Sources for a codec: open them, check them against the model, read them in batches."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 
 _MATRIX_ROWS = 4096  # read at a time
-_MATRIX_BYTES = 32 << 20  # or fewer, where rows are as long as this
+_MATRIX_BYTES = 32 << 20  # or fewer rows, if they are wide
 
 
 def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | None = None) -> Source:
-    """Open what a caller of :meth:`stochcl.Codec.compress` named, or return it if it is open.
+    """Open a source for :meth:`stochcl.Codec.compress`, or return it if it is already open.
 
-    ``takes`` is what the model wants: rows of so many numbers, 0 for images, None where that is not known.
+    ``takes`` is the model's input: the width of vectors, 0 for images, None if unknown.
     """
     if isinstance(given, ImageSource | MatrixSource | StreamSource):
         if options.any_name or options.label_files or options.column or options.id_column:
@@ -63,7 +63,7 @@ def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | Non
         return given
     table = MemoryTable(given) if is_table(given) else None
     columns = open_arrow([table] if table else given_paths(given), options, takes)
-    if columns is not None:  # which may be of no length, where a file does not say that
+    if columns is not None:  # not its truth value: a length may be unknown and so 0
         return columns
     if not isinstance(given, str | os.PathLike | Sequence):
         return TarStream(given, options=options)
@@ -80,7 +80,7 @@ def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | Non
 
 
 def given_paths(given: Given) -> list[Path]:
-    """Return the files and folders that a source was named by; not URLs."""
+    """Return the local files and folders that a source was named by."""
     if not isinstance(given, str | os.PathLike | Sequence):
         return []
     return [path for one in _named(given) for path in expand(one) if isinstance(path, Path)]
@@ -91,13 +91,13 @@ def _named(given: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
 
 
 def check_paths_exist(given: Given) -> None:
-    """Raise SourceError for a path that is not there, before a model is loaded."""
+    """Raise SourceError for a missing path, before a model is loaded."""
     for path in given_paths(given):
         check_exists(path)
 
 
 def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
-    """Return a source if it holds what a model takes: images, or rows of its width; else raise UsageError."""
+    """Return a source if it suits the model (images, or rows of its width); else raise UsageError."""
     model, columns = escape_name(codec.model.name), codec.columns
     shown = escape_name(source.path)
     training = f"`stochcl train {shown} -o head.safetensors --rate 64`"
@@ -121,12 +121,12 @@ def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
     return source
 
 
-_LOOKED_AT = 1024  # rows whose lengths are looked at
+_LOOKED_AT = 1024  # rows whose lengths are checked
 _NEAR_ONE = 0.01
 
 
 def embedder_of(source: Source, named: str | None = None) -> Embedder | None:
-    """Return what made the vectors of a source: the one that is named, or that its metadata name, if any.
+    """Return the embedder of a source's vectors: ``named``, or from its metadata, or None.
 
     Raises
     ------
@@ -149,7 +149,7 @@ def embedder_of(source: Source, named: str | None = None) -> Embedder | None:
 def read_batches(
     source: Source, preprocess: Preprocess, batch_size: int, workers: int | None, start: int
 ) -> Iterator[ImageBatch | MatrixBatch]:
-    """Read a source from a position on; rows of a matrix by the thousands, whatever the batch size."""
+    """Read a source from a position on; the batch size applies to images only."""
     if isinstance(source, MatrixSource | ArrowVectors):
         size = max(1, min(_MATRIX_ROWS, _MATRIX_BYTES // (4 * source.dim)))
         yield from source.batches(size, start) if isinstance(source, MatrixSource) else source.vectors(size)
@@ -160,8 +160,8 @@ def read_batches(
 
 
 def listing(source: Source) -> str:
-    """Return a digest of what the source holds: names, sizes and times, and what was rejected."""
-    if isinstance(source, StreamSource):  # which is never resumed
+    """Return a digest of a source's names, sizes, times and rejected images."""
+    if isinstance(source, StreamSource):  # never resumed
         return ""
     digest = hashlib.sha256(source.kind.encode())
     if isinstance(source, MatrixSource):
@@ -180,12 +180,12 @@ def listing(source: Source) -> str:
 
 
 def unit_of(source: Source) -> str:
-    """Return what a row of a source is: an image, or a row of a matrix."""
+    """Return the noun for a row of a source: image or row."""
     return "row" if isinstance(source, MatrixSource | ArrowVectors) else "image"
 
 
 def source_warnings(source: Source, damaged: Sequence[Failure] = ()) -> list[str]:
-    """Return warnings of what was found in a source, and of images that are damaged and were read all the same."""
+    """Return warnings about a source, and about damaged but readable images."""
     lines = source.remarks()
     if damaged:
         first, count = damaged[0], len(damaged)
@@ -197,7 +197,7 @@ def source_warnings(source: Source, damaged: Sequence[Failure] = ()) -> list[str
 
 
 def strict_error(source: Source, failure: Failure) -> ImageError:
-    """Return the error with which --strict stops at an image."""
+    """Return the error for an image that --strict stops at."""
     return ImageError(
         f"{escape_name(source.path)}: {escape_name(failure.name)}: {failure.reason}; --strict stops at "
         f"{unit_of(source)}s that are damaged or cannot be read."
@@ -205,7 +205,7 @@ def strict_error(source: Source, failure: Failure) -> ImageError:
 
 
 def no_readable_error(source: Source, first: tuple[str, str]) -> SourceError:
-    """Return the error for a source of which no image can be read, the first for this reason."""
+    """Return the error for a source without readable images; ``first`` is the first failure."""
     name, reason = first
     return SourceError(
         f"{escape_name(source.path)}: none of its {unit_of(source)}s can be read; the first is "

@@ -1,4 +1,4 @@
-"""What is said of an archive: images, bytes by part, bits per image, the three reductions."""
+"""Reports on archives: images, bytes by part, bits per image, reductions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _FLOAT = 4  # bytes of a float32
 
 
 def skipped_json(skipped: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-    """Return names and reasons of images that could not be read as JSON types."""
+    """Return names and reasons of unreadable images as JSON types."""
     return [{"name": escape_name(name), "reason": reason} for name, reason in skipped]
 
 
 def external_tables_note(kept: Path | None) -> tuple[str, ...]:
-    """Return the line that says where the external tables of an archive are."""
+    """Return the line about the location of an archive's external tables."""
     if kept is None:
         return ()
     return (f"decoder    {escape_name(kept)}; keep it beside the archive, or in a folder of $STOCHCL_MODELS",)
@@ -44,44 +44,43 @@ class Report:
     skipped : tuple of (name, reason)
         Images that could not be read.
     bytes : int
-        Of the file.
+        Size of the file.
     parts : dict
-        The file's bytes by what they are for: codes, tables, names, index, header, and, where it is stored,
-        uncertainty.
+        The file's bytes by purpose: codes, tables, names, index, header, and, if stored, labels and uncertainty.
     external_bytes : int
-        Of the decoder, if it is not in the archive.
+        Size of the decoder, if it is not in the archive.
     decoder_ships : bool
         Whether such a decoder comes with stochcl.
     source_bytes, pixel_bytes, feature_bytes : int
-        What the file is compared with: the images in their source, raw pixels at the encoder's input size,
-        float32 features.
+        Sizes to compare with: the images in their source, raw pixels at the encoder's input size, float32
+        features.
     model, model_sha256 : str
     latents, model_latents : int
-        Width of these codes, and of the model's.
+        Number of latents of these codes, and of the model.
     precision : str
-        Of the encoder's arithmetic.
+        Precision of the encoder's arithmetic.
     runtime : str
-        What computed it; empty where nothing says so.
+        Runtime of the encoder; empty if unknown.
     seconds : float or None
-        What compressing took, if it has just been done.
+        Duration of compressing, if it was just done.
     encoded : int
-        Images encoded in that time; fewer than ``images`` after a resumption.
+        Images encoded in that time; fewer than ``images`` after resuming.
     notes : tuple of str
-        Lines that are to be said beside the figures.
+        Lines to print with the figures.
     warnings : tuple of str
-        What somebody who compressed these images should know.
+        Warnings from compressing.
     vectors : bool
-        Whether rows of a matrix were compressed rather than images.
+        Whether rows are from a matrix rather than images.
     rate : float or None
-        Bits per image that the codes were to take at most, if a rate was asked for.
+        Maximum bits per image that was asked for.
     damaged : tuple of Failure
-        Images that are damaged and could be read all the same, where compressing has just been done.
+        Damaged but readable images, if compressing was just done.
     embedder : Embedder or None
-        What made the vectors that were compressed, where that is known.
+        Embedder of the vectors that were compressed, if known.
     target : dict or None
-        The quality that was asked for, where one was: its ``goal``, and what the chosen width has.
+        The quality that was asked for: its ``goal``, and what the chosen width reaches.
     drift : dict or None
-        Where rows were just encoded: the bits of their first latents, and those expected of rows like training's.
+        For newly encoded rows: the bits of their first latents, and the expectation from training.
     """
 
     path: str
@@ -130,17 +129,17 @@ class Report:
 
     @property
     def unit(self) -> str:
-        """What a row stands for."""
+        """The noun for a row."""
         return "row" if self.vectors else "image"
 
     @property
     def codes_bits_per_image(self) -> float:
-        """Bits of the codes alone, by images: the rate."""
+        """Bits of the codes alone per image: the rate."""
         return self._per_image(self.parts["codes"])
 
     @property
     def bits_per_image(self) -> float:
-        """Bits of the whole file, by images."""
+        """Bits of the whole file per image."""
         return self._per_image(self.bytes)
 
     def _per_image(self, amount: int) -> float:
@@ -154,7 +153,7 @@ class Report:
 
     @property
     def images_per_second(self) -> float | None:
-        """Images encoded a second, if compressing has just been done."""
+        """Images encoded per second, if compressing was just done."""
         return self.encoded / self.seconds if self.seconds else None
 
     def to_json(self, command: str) -> dict[str, Any]:
@@ -193,7 +192,7 @@ class Report:
             out.insert(2, f"  embedder   {self.embedder}, vectors of {self.embedder.width:,} numbers{lengths}")
         for key, part in self.parts.items():
             if key == "tables" and not part and self.external_bytes:
-                continue  # a line of its own says where the decoder is
+                continue  # the decoder has its own line below
             name = "decoder" if key == "tables" else key
             size = f"{part:>{22 - max(10, len(name))},} bytes"
             out.append(f"  {name:<10} {size}  {self._per_image(part):>10,.1f} bits per {unit}")
@@ -205,7 +204,7 @@ class Report:
             "pixels": f"raw pixels at the model's input size ({self.pixel_bytes:,} bytes)",
             "features": f"its decoded vectors as float32 ({self.feature_bytes:,} bytes)",
         }
-        if self.vectors:  # which are their own features, and have no pixels
+        if self.vectors:  # vectors have no pixels, and are their own features
             said = {
                 "source": f"the rows as they are stored ({self.source_bytes:,} bytes)",
                 "features": f"float32 rows ({self.feature_bytes:,} bytes)",
@@ -221,18 +220,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Edit:
-    """What has become of an archive.
+    """The result of changing an archive.
 
     Parameters
     ----------
     report : Report
-        The figures of what was written.
+        The figures of the written archive.
     before : tuple of (int, int)
-        Images and bytes that there were.
+        Images and bytes before.
     facts : dict
-        What else there is to say, as JSON types.
+        Other facts, as JSON types.
     notes : tuple of str
-        And for people.
+        Other lines for people.
     skipped : tuple of (name, reason)
         Images that could not be read this time.
     """
@@ -267,7 +266,7 @@ def _bits(images: int, size: int) -> float:
 
 
 def _times(reduction: float) -> str:
-    """Say how many times smaller, or larger, a file is.
+    """Return how many times smaller, or larger, a file is, in words.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Quality in place of bits: what codes of each width keep of a sample's rows, and the narrowest that keeps enough."""
+"""Choose a width by quality: the narrowest prefix that keeps enough of a sample's rows."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32]
 
 SAMPLE = {"image": 2_000, "row": 10_000}
-"""Rows that are looked at."""
+"""Size of a sample, by unit."""
 
 _QUERIES = 1_000
-_BATCH, _ROWS = 256, 4096  # images, and rows, that are encoded at a time
-_HELD = 0.3  # of the rows, which probes are scored on
+_BATCH, _ROWS = 256, 4096  # images, and rows, encoded at a time
+_HELD = 0.3  # share of rows that probes are scored on
 _WANTED = re.compile(r"\s*(accuracy|recall@(\d+))\s+([+-]?\d*\.?\d+)\s*(%?)\s*")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A quality that codes are to keep.
+    """A quality that codes must keep.
 
     Parameters
     ----------
     metric : str
-        accuracy, of a linear probe; or recall, of ``neighbours`` nearest rows.
+        accuracy, of a linear probe; or recall, of the ``neighbours`` nearest rows.
     least : float
-        What it is to be at least, as a share; a negative one is relative to what the vectors themselves have.
+        Minimum, as a share; if negative, relative to the quality of the vectors themselves.
 
     Examples
     --------
@@ -79,28 +79,28 @@ class Target:
         return cls(match[1].partition("@")[0], value, int(match[2] or 10))
 
     def goal(self, reference: float) -> float:
-        """Return what is to be reached, given what the vectors themselves have."""
+        """Return the quality to reach, given that of the vectors themselves."""
         return reference + self.least if self.least < 0 else self.least
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Some rows: what they are without a code, and what codes of each width decode to.
+    """Some rows: their vectors without a code, and what codes of each width decode to.
 
     Parameters
     ----------
     vectors : ndarray of float32, shape (N, V)
     labels : sequence of str, optional
     decode : callable
-        From a width to decoded vectors, float32, shape (N, V).
+        Maps a width to decoded vectors, float32, shape (N, V).
     bits : callable
-        From a width to the mean bits of a code.
+        Maps a width to the mean bits of a code.
     total : int
-        Rows of all.
+        Number of rows of the whole source.
     seconds : float
-        What reading and encoding all rows would take.
+        Estimated time for reading and encoding all rows.
     names : sequence of str
-        Of the rows.
+        Names of the rows.
     """
 
     vectors: Vectors
@@ -112,12 +112,12 @@ class Sample:
     names: Sequence[str] = ()
 
     def at(self, rows: NDArray[np.integer]) -> Sample:
-        """Return some of the rows; the cost of codes stays that of all."""
+        """Return a subset of the rows; ``bits`` stays that of all."""
         labels = None if self.labels is None else [self.labels[row] for row in rows.tolist()]
         return replace(self, vectors=self.vectors[rows], labels=labels, decode=lambda width: self.decode(width)[rows])
 
     def score(self, target: Target, vectors: Vectors) -> float:
-        """Return the quality of decoded vectors, or of the vectors themselves, on rows that are held out."""
+        """Return the quality of decoded vectors, or of the vectors themselves, on held-out rows."""
         return self._recall(vectors, target.neighbours) if target.metric == "recall" else self._accuracy(vectors)
 
     def _accuracy(self, vectors: Vectors) -> float:
@@ -133,7 +133,7 @@ class Sample:
         return float(probe.fit(rows.x[fitted], rows.y[fitted]).score(rows.x[held], rows.y[held]))
 
     def _recall(self, vectors: Vectors, count: int) -> float:
-        """Return the share of each query's nearest rows, by angle, that are found among the decoded ones."""
+        """Return the share of each query's nearest rows, by angle, that are also nearest when decoded."""
         if len(vectors) <= count + 1:
             raise UsageError(f"{plural(len(vectors), 'row')}: too few to find the nearest {count}; give more.")
         queries = np.linspace(0, len(vectors) - 1, min(_QUERIES, len(vectors)), dtype=int)
@@ -142,7 +142,7 @@ class Sample:
 
 
 def _nearest(queries: Vectors, base: Vectors, own: NDArray[np.intp], count: int) -> NDArray[np.intp]:
-    """Return the rows nearest to each query, but itself, shape (Q, count)."""
+    """Return the rows nearest to each query, without the query itself, shape (Q, count)."""
     unit = base / np.maximum(np.linalg.norm(base, axis=1, keepdims=True), 1e-12)
     near = queries @ unit.T
     near[np.arange(len(own)), own] = -np.inf
@@ -150,12 +150,12 @@ def _nearest(queries: Vectors, base: Vectors, own: NDArray[np.intp], count: int)
 
 
 def narrowest(sample: Sample, target: Target, rungs: Sequence[int], shown: str) -> tuple[int, dict[str, Any]]:
-    """Return the narrowest rung that keeps a quality on held-out rows, and what was found.
+    """Return the narrowest rung that keeps a quality on held-out rows, and the facts about it.
 
     Raises
     ------
     UsageError
-        If none does, or there are no labels to measure an accuracy by.
+        If there is none, or accuracy is asked for without labels.
     """
     try:
         reference = sample.score(target, sample.vectors)
@@ -180,7 +180,7 @@ def narrowest(sample: Sample, target: Target, rungs: Sequence[int], shown: str) 
 
 
 def target_note(facts: dict[str, Any], reference: str = "the vectors themselves") -> str:
-    """Return the line that says what a target led to."""
+    """Return the line that reports a target's result."""
     return (
         f"target     {facts['metric']} {facts['value']:.3f} with {plural(facts['latents'], 'latent')} (asked for "
         f"{facts['goal']:.3f}; {reference} {facts['vectors']:.3f}; {facts['rows']:,} rows looked at)"
@@ -191,12 +191,12 @@ def target_note(facts: dict[str, Any], reference: str = "the vectors themselves"
 
 
 def sample_of(codec: CodecBase, source: Source, preprocess: Preprocess, *, level: int | None = None) -> Sample:
-    """Encode rows of a source that are spread evenly over it.
+    """Encode evenly spread rows of a source.
 
     Raises
     ------
     UsageError
-        If it is a stream, which is read once.
+        If it is a stream, which can be read only once.
     """
     total, few = spread(source)
     started = time.monotonic()
@@ -209,7 +209,7 @@ def sample_of(codec: CodecBase, source: Source, preprocess: Preprocess, *, level
             names += batch.names
     if not inputs:
         raise UsageError(f"{escape_name(source.path)}: none of the rows that were looked at can be read.")
-    # All at once: a few rows take as long to encode as a batch.
+    # Encode in full batches: a few rows take as long as a batch.
     rows, before = np.concatenate(inputs), time.monotonic()
     size = _ROWS if codec.columns else _BATCH
     encoded = [codec.encode_prepared(rows[i : i + size], uncertainty=False) for i in range(0, len(rows), size)]
@@ -230,17 +230,17 @@ def sample_of(codec: CodecBase, source: Source, preprocess: Preprocess, *, level
 
 
 def decoded(codes: Codes, decoder: Decoder | None) -> Vectors:
-    """Return what codes decode to; their symbols, where there is no decoder."""
+    """Return decoded vectors, or symbols without a decoder."""
     return codes.symbols().astype(np.float32) if decoder is None else decoder.decode(codes.symbols())
 
 
 def bits_of(codec: CodecBase, codes: Codes) -> float:
-    """Return the mean bits that codes take."""
+    """Return the mean bits of codes."""
     return min(c.cost(codes)[0] for c in codec.tables.candidates(codes.latents)) / max(1, len(codes))
 
 
 def spread(source: Source) -> tuple[int, Source]:
-    """Return how many rows a source has, and a source of at most as many as are looked at."""
+    """Return the number of rows of a source, and a source of at most as many rows as a sample has."""
     most = SAMPLE[sources.unit_of(source)]
     if isinstance(source, ArrowSource):
         total = source.count()

@@ -1,4 +1,4 @@
-"""Training a model file from sources of images, or from a matrix of embeddings."""
+"""Train a model file from sources of images or a matrix of embeddings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run made of images or rows."""
+    """The result of a training run."""
 
     model: str
     sha256: str
@@ -47,7 +47,7 @@ class RunReport:
     def of(
         cls, loop: Any, path: Path, sha256: str, start: Initialisation | None, started: float, **others: Any
     ) -> Self:
-        """Take it from a Trainer or Finetuner whose model was written."""
+        """Make a report from a Trainer or Finetuner whose model was written."""
         skipped = tuple((failure.name, failure.reason) for failure in loop.data.skipped)
         return cls(
             str(path), sha256, len(loop.data.train), len(loop.data.held), loop.result.config.latents, skipped,
@@ -57,7 +57,7 @@ class RunReport:
 
 @dataclass(frozen=True)
 class TrainReport(RunReport):
-    """What a training run made; ``rate`` in bits per image or row, of held-out ones where some are held out."""
+    """The result of training; ``rate`` in bits per image or row, measured on held-out ones if there are any."""
 
     rate: float = 0.0
     knn: float | None = None
@@ -101,44 +101,44 @@ def train(
     Parameters
     ----------
     sources : sequence of path-like
-        Folders, archives or arrays of images; none where the preset has a source of its own. Or .npy matrices, or
-        Parquet or Arrow files, of embeddings, for a model of vectors: see
+        Folders, archives or arrays of images; empty if the preset has its own source. Or, for a model of vectors,
+        .npy matrices or Parquet or Arrow files of embeddings: see
         :func:`stochcl.api.embedding_model.train_matrix`.
     output : path-like
         The model file; its checkpoint is ``output`` + ``.checkpoint`` while training runs.
     preset : str, optional
-        Options to begin with, by the name of a preset or from a .toml file; those that are given here override it.
+        Options to start from, by the name of a preset or from a .toml file; options given here override it.
     hold_out : int, optional
-        Images of each class of each source that are kept from training, and measured on; none by default.
+        Images of each class of each source to hold out and measure on; none by default.
     init : path-like, optional
         Weights of the backbone: a file of published ones, a model file, the name of an embedded model, or the name of
-        a backbone whose published weights are installed. What the file says of its network is the default of these
-        options. With ``epochs=0`` the backbone stays as it is there, and latents are trained on its features.
+        a backbone whose published weights are installed. The file's own network sets the defaults of these options.
+        With ``epochs=0`` the backbone stays unchanged, and latents are trained on its features.
     log : path-like, optional
-        A file that figures are appended to: a table if its name ends in .csv, one JSON object a line otherwise. By
-        default ``output`` + ``.csv``, written anew unless a run is resumed.
+        File for figures: a table if its name ends in .csv, otherwise one JSON object per line. By default
+        ``output`` + ``.csv``, replaced unless a run is resumed.
     tensorboard, cache : path-like, optional
-        Folders for TensorBoard's events, and where decoded images are kept, to be mapped rather than held in memory.
+        Folders for TensorBoard's events, and for decoded images, to be mapped rather than held in memory.
     resume, force : bool
-        Go on from the checkpoint; replace an existing model file or checkpoint.
+        Continue from the checkpoint; replace an existing model file or checkpoint.
     workers, most_images : int, optional
-        Decoding threads; train on a seeded choice of so many images at most.
+        Decoding threads; maximum number of training images, chosen with the seed.
     column : str, optional
         Column of a Parquet or Arrow file with the vectors; the only one by default.
     embedder : str, optional
-        What made the vectors, as NAME or NAME@REVISION; by default what a table's metadata say.
+        Embedder of the vectors, as NAME or NAME@REVISION; by default from a table's metadata.
     share_backbone : bool
-        Leave a backbone that a packaged model has out of the file.
+        Leave the backbone out of the file if a packaged model has it.
     report : callable
-        Told of the progress.
+        Called with the progress.
     **options
         Fields of :class:`stochcl.encoders.config.EncoderConfig` and
-        :class:`stochcl.training.options.TrainOptions`; those that are None are left to preset and defaults.
+        :class:`stochcl.training.options.TrainOptions`; None means the preset's or the default value.
 
     Returns
     -------
     TrainReport or None
-        None in every process but the first, where several train together.
+        None in every process but the first, if several train together.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def train(
         opened, Preprocess(asked.config.size, asked.config.fit), seed=asked.settings.seed, workers=workers,
         hold_out=asked.held if hold_out is None else hold_out, cache=Path(cache) if cache else None, most=most_images,
     )  # fmt: skip
-    if runtime.first:  # only now, when nothing in the request is wrong: somebody trained for it
+    if runtime.first:  # delete only after all checks: the checkpoint cost somebody training time
         files.clear(resume=resume)
     runtime.wait()
     trainer = Trainer(
@@ -184,7 +184,7 @@ def train(
 
 
 class _Asked(NamedTuple):
-    """What training on images is asked for; a preset may name its source, and how many images it holds out."""
+    """A request to train on images; a preset may name its source, and how many images to hold out."""
 
     config: EncoderConfig
     settings: TrainOptions
@@ -195,7 +195,7 @@ class _Asked(NamedTuple):
 
 
 def _asked(preset: str | None, init: PathLike | None, options: dict[str, Any], *, resume: bool) -> _Asked:
-    """Put together preset, options and what weights say of their network, and check them."""
+    """Combine preset, options and the network of initial weights, and check them."""
     from stochcl.encoders.inference import choose_device
     from stochcl.encoders.pretrained import backbone_options
 
@@ -209,7 +209,7 @@ def _asked(preset: str | None, init: PathLike | None, options: dict[str, Any], *
 
 
 def _check_weights(config: EncoderConfig, settings: TrainOptions, weights: Path, *, resume: bool) -> Initialisation:
-    """Refuse weights that do not fit, before images are read; the trainer loads them once more."""
+    """Refuse weights that do not fit, before images are read; the trainer loads them again."""
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.pretrained import init_backbone
 
@@ -227,7 +227,7 @@ def _write_model(
     trainer: Trainer, encoder: Encoder, files: RunFiles, sources: list[ImageSource], preset: str | None,
     start: Initialisation | None, started: float, *, share_backbone: bool,
 ) -> TrainReport:  # fmt: skip
-    """Measure what was trained, write it with its record, and report."""
+    """Measure the trained encoder, write it with its record, and report."""
     import torch
 
     from stochcl.encoders.modelfile import save_model
@@ -236,7 +236,7 @@ def _write_model(
 
     cpu = torch.device("cpu")
     found, health = trainer.monitor(encoder, cpu), trainer.monitor.health(encoder, cpu)
-    if trainer.latents is not None:  # what the coder's own model makes of hard codes, which a table alone does not
+    if trainer.latents is not None:  # the rate of hard codes with the coder's own model, not only a table
         found["rate"] = trainer.latents.rate
     record = run_record(trainer, start, found) | {
         "sources": [escape_name(Path(source.path).name) for source in sources],
@@ -262,12 +262,11 @@ def _train_on_matrix(
     report: Callable[[Any], None],
     **options: Any,
 ) -> TrainReport | None:
-    """Train a model of vectors."""
     from stochcl.training.monitor import health_warnings
 
     if resume:
         raise UsageError("training on embeddings takes minutes and keeps no checkpoint to resume; omit --resume.")
-    if options.get("device") in ("auto", "cpu"):  # such a model is so small that it is trained on the processor
+    if options.get("device") in ("auto", "cpu"):  # such a small model is trained on the CPU
         del options["device"]
     RunFiles.of(files.output, None).check(resume=False, force=force)
     if not is_first_process():
@@ -289,7 +288,7 @@ def _train_on_matrix(
 
 
 def is_first_process() -> bool:
-    """Tell whether this process is to print: it trains alone, or is the first of those that torchrun started."""
+    """Return whether this process is the only one, or the first that torchrun started."""
     return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
 
 
@@ -302,7 +301,7 @@ def _source_of_preset(name: str | None) -> list[ImageSource]:
 
 
 def open_images(path: PathLike) -> ImageSource:
-    """Open a source of images to train on, also by a pattern of shards."""
+    """Open a source of training images, or a pattern of shards."""
     source = open_sources([path])
     if not isinstance(source, ImageSource):
         raise SourceError(f"{escape_name(path)}: this is a matrix of embeddings; give images.")
@@ -310,7 +309,7 @@ def open_images(path: PathLike) -> ImageSource:
 
 
 MOST_IMAGES = 5000
-"""Images that latents are fitted to: more take longer than they are worth."""
+"""Most images that latents are fitted to; more cost time and gain little."""
 
 _MOST_WORKERS = 8
 
@@ -320,29 +319,29 @@ def adapt(
     hold_out: int = 0, seed: int = 0, device: str = "auto", force: bool = False,
     report: Callable[[Any], None] = lambda progress: None,
 ) -> TrainReport:  # fmt: skip
-    """Fit residual latents to images, on the features of a finished model, and write a model file.
+    """Fit residual latents to images, on the features of an existing model, and write a model file.
 
-    The network is the model's, bit for bit; if the model comes with the package, the file leaves the network out and
-    names it. No labels are needed.
+    The network stays the model's, bit for bit; if the model comes with the package, the file only refers to it. No
+    labels are needed.
 
     Parameters
     ----------
     sources : sequence of path-like
-        Folders, archives or arrays of images; a seeded choice of at most 5,000 of them is fitted to.
+        Folders, archives or arrays of images; a seeded choice of at most 5,000 of them is used.
     output : path-like
         The model file.
     model : path-like
         A model file of images, or the name of a model.
     rate : float, optional
-        Bits per image; 256 by default. An archive may keep fewer of them: every rung of the ladder is a code.
+        Bits per image; 256 by default. An archive may keep fewer: every rung of the ladder is a code.
     hold_out : int
-        The last images of each class of each source, which are not fitted to, and measured on.
+        Images of each class of each source, the last ones, to hold out and measure on.
     seed : int
     device : str
     force : bool
         Replace an existing file.
     report : callable
-        Told of the progress.
+        Called with the progress.
 
     Raises
     ------

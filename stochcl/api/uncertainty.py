@@ -1,4 +1,4 @@
-"""What an archive's uncertainty is worth: does it find a probe's errors, and foreign images."""
+"""Measure how well an archive's uncertainty finds a probe's errors and foreign images."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def measure_uncertainty(
     test_labels: PathLike | None = None, column: str | None = None, level: int | None = None,
     outside: Sequence[PathLike] = (), plot: PathLike | None = None, tables: Where = (), **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Hold the stored entropy, and scores beside it, against a probe's errors and against foreign images.
+    """Evaluate the stored entropy, and other scores, at finding a probe's errors and foreign images.
 
     Parameters
     ----------
     path : path-like
-        The archive; its rows are answered in a cross-validation, or trained on where ``test`` is given.
+        The archive; its rows are scored by cross-validation, or trained on if ``test`` is given.
     test : path-like, optional
-        An archive of the same model whose rows are answered.
+        An archive of the same model, whose rows are scored.
     labels, test_labels, column, level
-        As :func:`stochcl.api.evaluate.evaluate_targets` takes them.
+        As for :func:`stochcl.api.evaluate.evaluate_targets`.
     outside : sequence of path-like
-        Archives of the same model of images of another kind, or of images that were made worse.
+        Archives of the same model with images of another kind, or degraded images.
     plot : path-like, optional
         Draw accuracy against the share refused: .png, .svg or .pdf.
     tables : iterable of Tables or path-like
-        Where to look first for decoders that are not in the archives.
+        Searched first for decoders that are not in the archives.
     **options
         Fields of :class:`~stochcl.api.evaluate.ProbeOptions`: estimator (it must give probabilities), output,
         latents, folds, seed.
@@ -51,7 +51,7 @@ def measure_uncertainty(
     Returns
     -------
     dict
-        As JSON types; see docs/explanation/uncertainty.md.
+        JSON types; see docs/explanation/uncertainty.md.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def measure_uncertainty(
 
 
 def _other(path: PathLike, data: ProbeData, tables: Where, latents: int | None) -> ProbeRows:
-    """Read another archive, of the same model and latents."""
+    """Read another archive of the same model and latents."""
     with open_archive(path, tables=tables) as archive:
         _check_alike(archive.header, data, path, latents)
         return ProbeRows.of(archive, path, data.used, data.width, lengths=True)
@@ -95,15 +95,15 @@ def _check_alike(header: Header, data: ProbeData, path: PathLike, latents: int |
 
 
 def batch_of(rows: ProbeRows) -> of.CodeBatch:
-    """Return rows, read with their lengths, as scores are computed of them."""
+    """Return rows, read with their lengths, as a batch for scoring."""
     assert rows.lengths is not None
     return of.CodeBatch(rows.x, rows.symbols, rows.lengths, rows.uncertainty)
 
 
 class Answers:
-    """A probe's answers for rows that it was not trained on, and their scores.
+    """A probe's answers for rows that it was not trained on, and their uncertainty scores.
 
-    ``scorer`` is the probe of the first fold, which answered the rows ``own``; what is foreign is held against those.
+    ``scorer`` is the probe of the first fold, which answered the rows ``own``; foreign rows are compared with those.
     """
 
     def __init__(self, data: ProbeData, asked: ProbeOptions) -> None:
@@ -141,7 +141,7 @@ class Answers:
                 self.scores.setdefault(name, np.zeros(len(self.truth)))[second] = values
 
     def errors(self) -> dict[str, Any]:
-        """Return accuracy, and for each score its error AUROC, and what refusing by it keeps."""
+        """Return accuracy, and for each score its error AUROC and the accuracy after refusing by it."""
         scores, refused, self.curves = {}, {}, {}
         sure = self.scores[of.CONFIDENCE]
         for name, values in self.scores.items():
@@ -163,7 +163,7 @@ class Answers:
         }  # fmt: skip
 
     def outside(self, other: ProbeRows) -> dict[str, Any]:
-        """Tell the images of another archive from those answered."""
+        """Return how well the scores separate another archive's images from the answered ones."""
         rows, name = batch_of(other), escape_name(other.path)
         if rows.entropy is None and of.ENTROPY in self.scores:
             self.notes.append(f"{name}: it has no uncertainty stored; the entropy is left out there")
@@ -172,7 +172,7 @@ class Answers:
 
 
 def told_apart(scores: dict[str, NDArray[np.float64]], inside: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
-    """Return for each score the AUROC of rows that have these against rows that have those."""
+    """Return, for each score, the AUROC of separating ``scores`` from ``inside``."""
     told = {}
     for name in [name for name in inside if name in scores]:
         both = np.concatenate([scores[name], inside[name]])

@@ -1,4 +1,4 @@
-"""Appending to an archive in place, behind its index, which stays until then; and undoing what was interrupted."""
+"""Append to an archive in place; the old index stays valid until the new one is written."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ if TYPE_CHECKING:
 class Appender(JournaledWriter):
     """Appends rows to an existing archive; use it in a ``with`` statement.
 
-    Segments go behind the end of the archive, each forced to disk, and then a new index and trailer, which is what
-    makes them part of it; whoever opens the file before sees the archive as it was. When the block ends by an
-    exception, or writing fails, the file is cut back. What a process that is killed leaves, and after :meth:`resume`
-    one that is interrupted, a second one takes up with :meth:`resume`; without that, it is cut off when the first
-    segment is written. Rows are coded with the models that the archive has. Nothing is written where nothing is
-    added.
+    Segments are written after the archive's end, each synced to disk; a new index and trailer then make them part
+    of it. Anyone who opens the file earlier sees the archive as it was. If the block ends by an exception or a
+    write fails, the file is cut back. Segments that a killed process leaves, or after :meth:`resume` an interrupted
+    one, are continued by another append's :meth:`resume`; without that they are cut off before the first segment is
+    written. Rows are coded with the archive's own models. If nothing is added, nothing is written.
 
     Parameters
     ----------
@@ -47,14 +46,14 @@ class Appender(JournaledWriter):
     tables : iterable of Tables or path-like
         Where to look first for decoding tables that are not in the archive.
     segment_rows : int
-        Rows of a segment.
+        Rows per segment.
 
     Attributes
     ----------
     archive : Archive
-        What was there before.
+        The archive as it was before.
     position : int
-        Where in the source to begin: 0, or after :meth:`resume` where an interrupted append ended.
+        Position in the source to start from: 0, or after :meth:`resume` the end of the interrupted append.
 
     Raises
     ------
@@ -102,7 +101,7 @@ class Appender(JournaledWriter):
         self._facts: dict[str, Any] = {}
 
     def resume(self, facts: dict[str, Any]) -> None:
-        """Take up what an interrupted append of the same facts left behind the archive, if there is that."""
+        """Continue an interrupted append with the same facts, if there is one."""
         own = {"size": self._start, "end": crc(self._old_end), "segment_rows": self._rows}
         self._facts, self._resumable = json.loads(json.dumps(own | facts)), True
         if not self.archive.left_over:
@@ -124,11 +123,11 @@ class Appender(JournaledWriter):
 
     @property
     def added(self) -> int:
-        """Rows that have been added and are on the disk."""
+        """Rows added and on disk."""
         return sum(head.rows for _, head in self.segments)
 
     def add(self, codes: Codes, **options: Any) -> None:
-        """Append rows, see :meth:`SegmentWriter.add`; what could not be read before and now is, is not skipped."""
+        """Append rows, see :meth:`SegmentWriter.add`; names that can now be read leave the list of skipped images."""
         super().add(codes, **options)
         self._read_now |= self._failed.intersection(codes.names or ())
 
@@ -137,7 +136,7 @@ class Appender(JournaledWriter):
         super()._store(start, chunk, record)
 
     def _begin(self) -> None:
-        """Cut off what an append of something else left, and begin a journal, before anything is written."""
+        """Cut off what another append left and start a journal, once, before the first write."""
         if self._touched:
             return
         self._touched = True
@@ -146,7 +145,7 @@ class Appender(JournaledWriter):
             self._journal.start(self._facts)
 
     def _write(self, start: int, data: bytes) -> None:
-        """Write and force to disk; what has been written is the archive's only when a trailer follows it."""
+        """Write and sync; the bytes become part of the archive only when a trailer follows."""
         self._begin()
         file = self._opened()
         with self._writing():
@@ -157,7 +156,7 @@ class Appender(JournaledWriter):
     # The end
 
     def finish(self) -> None:
-        """Write what is waiting, and the index and the trailer that make it part of the archive."""
+        """Write the waiting rows, then the index and trailer that make them part of the archive."""
         try:
             self._flush_all()
             self._commit()
@@ -171,7 +170,7 @@ class Appender(JournaledWriter):
         failed = {name for name, _ in self.skipped}
         skipped = [pair for pair in self._old_skipped if pair[0] not in self._read_now | failed] + self.skipped
         if not self.segments and sorted(skipped) == sorted(self._old_skipped):
-            self._undo()  # what a write that failed has left
+            self._undo()  # remove what a failed write left
             return
         self._check_there()
         index = replace(
@@ -183,18 +182,18 @@ class Appender(JournaledWriter):
             start=start,
             retired=(*old.retired, (old.start, len(self._old_end), crc(self._old_end))),
         ).to_bytes()
-        # The trailer goes last, and alone: when it is on the disk, so is all that it speaks for.
+        # The trailer goes last and on its own: when it is on disk, so is everything before it.
         self._write(start, index[: -TRAILER.size])
         self._write(start + len(index) - TRAILER.size, index[-TRAILER.size :])
         file = self._opened()
-        if file.seek(0, os.SEEK_END) != start + len(index):  # a longer write had failed before
+        if file.seek(0, os.SEEK_END) != start + len(index):  # an earlier, longer write failed
             file.truncate(start + len(index))
             os.fsync(file.fileno())
         self._check_there()
         self._journal.remove()
 
     def _check_there(self) -> None:
-        """Raise OutputError where the path names another file by now: what was added is not in that."""
+        """Raise OutputError if the path now names another file, which does not have the added rows."""
         try:
             there = os.path.samestat(os.fstat(self._opened().fileno()), self.path.stat())
         except OSError:
@@ -206,16 +205,16 @@ class Appender(JournaledWriter):
             )
 
     def _undo(self) -> None:
-        """Cut the file back to the archive that it was."""
+        """Cut the file back to the archive it was."""
         if self._file is None or not self._touched:
             return
-        with suppress(OSError):  # the error that led here is the one to tell; opening the file will name the remedy
+        with suppress(OSError):  # report the original error; opening the file names the remedy
             self._file.truncate(self._start)
             os.fsync(self._file.fileno())
             self._journal.remove()
 
     def close(self) -> None:
-        """Close the file as it is; without :meth:`finish`, what was added is not part of the archive."""
+        """Close the file as it is; without :meth:`finish`, added rows are not part of the archive."""
         self._close_files()
         self._release()
         self.archive.close()
@@ -227,11 +226,11 @@ class Appender(JournaledWriter):
             self.close()
 
     def _leave(self, kind: type[BaseException]) -> None:
-        """Cut back, or after an interruption keep all rows for the append that takes them up."""
+        """Cut back, or after an interruption keep all rows for the append that resumes."""
         if not (self._resumable and issubclass(kind, KeyboardInterrupt | SourceError)):
             self._undo()
             return
-        with suppress(StochclError, OSError):  # what led here is what to tell
+        with suppress(StochclError, OSError):  # report the original error
             self.keep()
         if not (self.segments or self._kept):
             self._undo()
@@ -239,7 +238,7 @@ class Appender(JournaledWriter):
 
 @dataclass(frozen=True)
 class Repaired:
-    """What :func:`repair` did: rows and bytes that remain, and bytes that were cut off."""
+    """Result of :func:`repair`: rows and bytes kept, and bytes cut off."""
 
     path: Path
     rows: int
@@ -248,11 +247,11 @@ class Repaired:
 
 
 def repair(path: PathLike) -> Repaired:
-    """Cut an archive back to its last complete state, in place; what follows was not finished and is lost."""
+    """Cut an archive back to its last complete state, in place; what follows is lost."""
     path = Path(path)
     shown = escape_name(path)
     with ArchiveErrors(shown):
-        ByteReader(path).close()  # says what is wrong with a path, as for any archive
+        ByteReader(path).close()  # raises if the path cannot be opened
     with writing(path):
         held = WriteLock(path, shown)
     with held, open_for_changes(path) as file:
@@ -266,12 +265,12 @@ def repair(path: PathLike) -> Repaired:
 
 
 def _last_end(reader: ByteReader, shown: str) -> tuple[int, Index]:
-    """Return where the last complete archive in the file ends, and its index."""
+    """Return the end of the last complete archive in the file, and its index."""
     header, size = read_header(reader)
     width = header.decisions_per_row
     stop = reader.size
     if stop >= size + len(END_MAGIC) and reader.read(stop - len(END_MAGIC), len(END_MAGIC)) == END_MAGIC:
-        # What an append leaves when it is interrupted has no end. Going back would throw away what can be saved.
+        # An interrupted append leaves no trailer. Going back here would lose rows that salvage can save.
         read_index(reader, size, width)
         raise UsageError(f"{shown}: there is nothing to repair: it ends as a complete archive does.")
     for end in reversed(complete_ends(reader, size)):
@@ -281,7 +280,7 @@ def _last_end(reader: ByteReader, shown: str) -> tuple[int, Index]:
 
 
 def _index(reader: ByteReader, end: int, header_size: int, width: int) -> Index:
-    """Return the index of the archive that ends here; raise FormatError if none does."""
+    """Return the index of the archive that ends here; raise FormatError if there is none."""
     shorter = reader.again()
     shorter.size = end
     index = read_index(shorter, header_size, width)

@@ -1,4 +1,4 @@
-"""Reading an archive: any row or range of it, from header, index, tables and the blocks it lies in."""
+"""Read any rows of an archive from its header, index, tables and blocks."""
 
 from __future__ import annotations
 
@@ -32,38 +32,37 @@ if TYPE_CHECKING:
 
     from stochcl.files import PathLike
 
-_CACHED_BYTES = 64 << 20  # of packed rows: reading a million codes of 512 bits in any order decodes them once
-_LOCKSTEP = 1 << 22  # decisions of the blocks that are decoded together, which take five bytes each
-_VALUES = 1 << 23  # with the values of a network's hidden units, which take four
-_CACHED_TABLES = 16 << 20  # bytes of models that the archive holds for itself
-_MOST_BLOCKS = 256  # that are decoded together
+_CACHED_BYTES = 64 << 20  # packed rows: a million codes of 512 bits, read in any order, are decoded once
+_LOCKSTEP = 1 << 22  # decisions of blocks decoded together, at five bytes each
+_VALUES = 1 << 23  # the same with a network's hidden units, at four bytes each
+_CACHED_TABLES = 16 << 20  # bytes of models stored in the archive
+_MOST_BLOCKS = 256  # decoded together
 
 
 class Archive(ArchiveBase):
     """The codes in a file.
 
-    Rows are read when they are asked for: ``archive[i]`` decodes one block. Everything that is read is checked:
-    the index against its checksum, every block against the index, its payload and what it decodes to against
-    theirs. An archive may be used from several threads, after a fork, and pickled (by its path, which must name the
-    same archive when it is unpickled; rows may have been appended). Recently
-    decoded blocks are kept, up to 64 MB, so a smaller archive may be read in any order. Use :meth:`iter_shuffled`
-    for a larger one.
+    Rows are read on demand: ``archive[i]`` decodes one block. Everything read is checked: the index against its
+    checksum, each block against the index, and its payload and decoded rows against their checksums. An archive may
+    be used from several threads, after a fork, and pickled (by its path, which must name the same archive when
+    unpickled, possibly with rows appended since). Recently decoded blocks are cached, up to 64 MB, so a smaller
+    archive may be read in any order; use :meth:`iter_shuffled` for a larger one.
 
-    During an append, and after an interrupted one, it is the archive as it was before.
+    During an append, or after an interrupted one, it shows the archive as it was before.
 
     Parameters
     ----------
     source : path-like, URL or binary file object
-        A URL of any protocol that fsspec knows, ``s3://bucket/codes.bin``; it is read by ranges.
+        A URL of any protocol that fsspec supports, such as ``s3://bucket/codes.bin``; it is read in ranges.
     tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the archive.
+        Searched first for decoding tables that are not in the archive.
     trusted : bool, optional
-        Whether a small file may ask for hours of work or all memory; by default as ``$STOCHCL_TRUSTED`` says.
+        Whether a small file may need hours of work or all memory; by default as ``$STOCHCL_TRUSTED`` says.
 
     Attributes
     ----------
     left_over : int
-        Bytes after the archive in its file, left by an append that is running or was interrupted.
+        Bytes after the archive in its file, from an append that is running or was interrupted.
 
     Raises
     ------
@@ -84,7 +83,7 @@ class Archive(ArchiveBase):
     ) -> None:
         self._shown = escape_name(source) if isinstance(source, str | os.PathLike) else "the archive"
         self._extra, self._errors = tuple(tables), ArchiveErrors(self._shown)
-        self._beside: tuple[Path, ...] = ()  # folders where tables may lie, too
+        self._beside: tuple[Path, ...] = ()  # folders that may also hold tables
         if isinstance(source, str | os.PathLike) and not is_url(source):
             self._beside = (Path(source).parent, Path(os.path.realpath(source)).parent, Path())
         with self._errors:
@@ -102,11 +101,11 @@ class Archive(ArchiveBase):
         self._first_blocks = np.cumsum([0] + [len(head.words) for head in heads])
         self._rows_per_block = np.array([head.rows_per_block for head in heads], np.int64)
         self._cache: Cache[NDArray[np.uint8]] = Cache(_CACHED_BYTES)  # decoded blocks
-        self._cache_key = 0  # of this archive, where several share a cache
+        self._cache_key = 0  # of this archive in a cache shared by several
         self._entropies: Cache[NDArray[np.float32]] = Cache(_CACHED_BYTES // 16)  # uncertainty of segments
-        self._own: Cache[EntropyModel] = Cache(_CACHED_TABLES)  # of segments, and fitted ones
+        self._own: Cache[EntropyModel] = Cache(_CACHED_TABLES)  # models of segments, and fitted models
 
-    # What it holds
+    # Contents
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -116,7 +115,7 @@ class Archive(ArchiveBase):
 
     @cached_property
     def tables(self) -> Tables:
-        """The decoding tables; from the archive, the places given, the package, ``$STOCHCL_MODELS``, or beside it."""
+        """The decoding tables: from the archive, ``tables``, the package, ``$STOCHCL_MODELS`` or beside it."""
         with self._errors:
             offset, size = self._index.tables
             if size:
@@ -135,18 +134,18 @@ class Archive(ArchiveBase):
 
     @property
     def external_bytes(self) -> int:
-        """Bytes of the decoder that the archive needs and does not hold."""
+        """Bytes of the decoder if it is not stored in the archive, else 0."""
         return 0 if self._index.tables[1] else len(self.tables.data)
 
     @property
     def own_table_rows(self) -> int:
-        """Rows of segments that are coded with a table of their own, for which the model's were no better."""
+        """Rows in segments with a table of their own, which beat the shared models there."""
         return sum(segment.head.rows for segment in self._segments if segment.head.model == OWN)
 
     @property
     def main_model(self) -> EntropyModel:
-        """The entropy model that most rows are coded with."""
-        rows: dict[tuple[int, ...], list[int]] = {}  # of each model: a segment, and rows
+        """The entropy model that codes most rows."""
+        rows: dict[tuple[int, ...], list[int]] = {}  # by model: a segment number, and rows
         for number, segment in enumerate(self._segments):
             head = segment.head
             key = (head.model, head.number, number if head.model == OWN else -1)
@@ -158,11 +157,11 @@ class Archive(ArchiveBase):
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return self._reader.size
 
     def parts(self) -> dict[str, int]:
-        """Return the file's bytes by what they are for; they add up to its size."""
+        """Return the file's bytes by purpose; they sum to its size."""
         heads = [segment.head for segment in self._segments]
         codes = sum(head.payload for head in heads)
         uncertainty = sum(head.entropy.size for head in heads)
@@ -177,7 +176,7 @@ class Archive(ArchiveBase):
     # Rows
 
     def _packed(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Decode the rows of these numbers, each block once."""
+        """Decode rows by number; each block is decoded once."""
         packed = np.empty((len(index), -(-self._width // 8)), np.uint8)
         with self._errors:
             segments = np.searchsorted(self._starts, index, side="right") - 1
@@ -196,7 +195,7 @@ class Archive(ArchiveBase):
         return packed
 
     def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Return the numbers of the rows of some blocks, which are counted through all segments."""
+        """Return the row numbers of blocks; block numbers count through all segments."""
         segments = np.searchsorted(self._first_blocks, numbers, side="right") - 1
         size = self._rows_per_block[segments]
         first = self._starts[segments] + (numbers - self._first_blocks[segments]) * size
@@ -204,7 +203,7 @@ class Archive(ArchiveBase):
         return np.concatenate([np.arange(a, b) for a, b in zip(first.tolist(), end.tolist(), strict=True)])
 
     def verify(self, progress: Progress = silent) -> None:
-        """Read and check everything: tables, names, labels, every block.
+        """Read and check everything: tables, names, labels and all blocks.
 
         Raises
         ------
@@ -230,11 +229,10 @@ class Archive(ArchiveBase):
 
     @property
     def _fitted(self) -> Iterator[EntropyModel]:
-        """The models that were fitted to this archive, one after the other."""
         return (self._fitted_model(number) for number in range(len(self._index.fitted)))
 
     def _fitted_model(self, number: int) -> EntropyModel:
-        """Return a fitted model; a file of kilobytes may have thousands, so only those used last are kept."""
+        """Return a fitted model; only recent ones are cached, because a small file may hold thousands."""
         found = self._own.get(("fitted", number))
         if found is None:
             offset, size = self._index.fitted[number]
@@ -250,12 +248,12 @@ class Archive(ArchiveBase):
 
     @cached_property
     def _of_tables(self) -> dict[int, EntropyModel]:
-        """The tables' models, cut to the archive's latents, by how a segment names them."""
+        """The tables' models, cut to the archive's latents, by their kind in a segment's head."""
         found = self.tables.candidates(self.header.latents, self.header.selection)
         return {candidate.kind: candidate.model for candidate in found}
 
     def _model(self, segment: int) -> EntropyModel:
-        """Return the entropy model of a segment that is to be decoded."""
+        """Return the entropy model for decoding a segment, and count the work."""
         head, model = self._segments[segment].head, self._read_model(segment)
         self._limits.count(segment, head, self._width, model)
         return model
@@ -277,7 +275,7 @@ class Archive(ArchiveBase):
         return self._of_tables[head.model]
 
     def _groups(self, blocks: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-        """Yield blocks, each a segment and its number there, in groups of one model and bounded size."""
+        """Yield (segment, block) pairs in groups of one model and bounded size."""
         group: list[tuple[int, int]] = []
         size, before = 0, None
         for segment, block in blocks:
@@ -293,7 +291,7 @@ class Archive(ArchiveBase):
             yield group
 
     def _blocks(self, group: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
-        """Return decoded blocks, from the cache where it has them."""
+        """Return decoded blocks, from the cache if possible."""
         found = {key: self._cache.get((self._cache_key, *key)) for key in group}
         missing = [key for key, packed in found.items() if packed is None]
         if missing:
@@ -303,7 +301,7 @@ class Archive(ArchiveBase):
         return [packed for key in group if (packed := found[key]) is not None]
 
     def _decode(self, group: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
-        """Read and decode blocks of one model together; if that fails, one by one, to say which is damaged."""
+        """Decode blocks of one model together; if that fails, one by one to find the damaged one."""
         model = self._model(group[0][0])
         heads = [(self._segments[segment].head, block) for segment, block in group]
         most = max(1, _VALUES // (values_per_row(model) * max(head.rows_of(block) for head, block in heads)))
@@ -319,11 +317,11 @@ class Archive(ArchiveBase):
             raise type(exc)(f"rows {first:,} to {first + head.rows_of(block) - 1:,}: {exc}") from exc
 
     def _stored(self, which: str) -> bool:
-        """Whether a part is in the file; it is in all segments or in none."""
+        """Return whether a part is in the file; all segments have it or none."""
         return any(getattr(segment.head, which).size for segment in self._segments[:1])
 
     def _texts_of(self, which: str) -> Callable[[int], Sequence[str]]:
-        # With a reader of its own and no archive: so there is something to look at when the archive is closed.
+        # The reader is a copy and the archive is not captured, so that texts can be read after the archive is closed.
         reader, segments, errors = self._reader.again(), self._segments, self._errors
 
         def read(number: int) -> Sequence[str]:
@@ -335,7 +333,7 @@ class Archive(ArchiveBase):
         return read
 
     def _uncertainty(self, rows: NDArray[np.integer]) -> NDArray[np.float32] | None:
-        """Return the uncertainty of rows, from the segments that they are in; None where there is none."""
+        """Return the uncertainty of rows, or None if it is not stored."""
         if not self._stored("entropy"):
             return None
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
@@ -356,16 +354,16 @@ class Archive(ArchiveBase):
     # Closing, pickling
 
     def close(self) -> None:
-        """Close the file. Codes that were read stay usable, and so do their names."""
+        """Close the file. Codes that were read stay usable, including their names."""
         self._reader.close()
-        self.__dict__.pop("_columns", None)  # they have a descriptor of their own
+        self.__dict__.pop("_columns", None)  # they have their own descriptor
 
     @property
     def _end(self) -> tuple[int, int]:
         return self._index.start, self._index.end_crc
 
     def _is(self, header: Header, end: tuple[int, int]) -> bool:
-        """Tell whether this is the archive of this header and end, which may have been appended to since."""
+        """Return whether this is the archive with this header and end, possibly with rows appended since."""
         ends = {(start, checksum) for start, _, checksum in self._index.retired}
         return self.header == header and (end in ends or end == self._end)
 

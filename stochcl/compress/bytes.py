@@ -31,17 +31,17 @@ _CLOSED = "the archive is closed"
 
 
 class _Guard:
-    """The lock under which all readers of one file object move its position."""
+    """A lock for the position of a file object that several readers share."""
 
     def __init__(self) -> None:
         self._lock, self._process = threading.Lock(), os.getpid()
 
     def lock(self, file: IO[bytes]) -> threading.Lock:
-        """Return the lock; after a fork a new one, for the old may be held by a thread that is not there."""
+        """Return the lock; after a fork a new one, because a thread of the parent may hold the old one."""
         if os.getpid() != self._process:
             try:
                 file.fileno()
-            except (AttributeError, OSError):  # it lies in memory, of which the child has a copy
+            except (AttributeError, OSError):  # in memory, so the child has a copy
                 self._lock, self._process = threading.Lock(), os.getpid()
             else:
                 msg = "an archive that was opened from a file object has one position in parent and child; open it "
@@ -52,8 +52,8 @@ class _Guard:
 class ByteReader:
     """Random access to the bytes of an archive.
 
-    A file with a path is read with ``pread``, which shares no position between threads or processes; a file object is
-    read under a lock, and not after a fork if it is open in the parent too. It stays the caller's to close.
+    A path is read with ``pread``, which shares no position between threads or processes. A file object is read under
+    a lock, and not after a fork if it is also open in the parent; the caller closes it.
     """
 
     def __init__(self, source: PathLike | IO[bytes]) -> None:
@@ -66,7 +66,7 @@ class ByteReader:
             self.size = source.seek(0, os.SEEK_END)
             return
         self.path = Path(source)
-        # O_NONBLOCK: opening a pipe must not wait for its other end; regular files do not know it.
+        # O_NONBLOCK: opening a pipe must not block; regular files ignore it.
         flags = os.O_RDONLY
         for flag in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK"):
             flags |= getattr(os, flag, 0)
@@ -90,18 +90,18 @@ class ByteReader:
         return data
 
     def again(self) -> ByteReader:
-        """Return another reader of the same file, which is closed apart from this one."""
+        """Return another reader of the same file, with its own :meth:`close`."""
         other = ByteReader.__new__(ByteReader)
         other.__dict__.update(self.__dict__)
         if self._file is None:
             if self._descriptor < 0:
                 raise ValueError(_CLOSED)
-            other._descriptor = -1  # should dup fail, there is nothing to close
+            other._descriptor = -1  # so that __del__ closes nothing if dup fails
             other._descriptor = os.dup(self._descriptor)
         return other
 
     def _read(self, offset: int, size: int) -> bytes:
-        """Read these bytes, or fewer where the file ends."""
+        """Read these bytes, or fewer at the end of the file."""
         if self._file is None:
             if self._descriptor < 0:
                 raise ValueError(_CLOSED)
@@ -111,7 +111,7 @@ class ByteReader:
             return read_all(self._file, size)
 
     def close(self) -> None:
-        """Close what was opened here."""
+        """Close the descriptor; a file object stays open."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -130,13 +130,13 @@ class ByteReader:
 
 V = TypeVar("V")
 
-_ALL: weakref.WeakSet[Cache | RemoteReader] = weakref.WeakSet()  # whose locks a child must not inherit
+_ALL: weakref.WeakSet[Cache | RemoteReader] = weakref.WeakSet()  # to renew their locks in a forked child
 
 
 class Cache(Generic[V]):
-    """The least recently used values go when all sizes exceed ``limit`` bytes; the newest always stays.
+    """A cache that drops the least recently used values beyond ``limit`` bytes in all; the newest always stays.
 
-    After a fork the child gets a new lock, as another thread of the parent may have held the old one.
+    A forked child gets a new lock, because a thread of the parent may have held the old one.
     """
 
     def __init__(self, limit: int) -> None:
@@ -150,7 +150,7 @@ class Cache(Generic[V]):
         return len(self._values)
 
     def get(self, key: Hashable) -> V | None:
-        """Return a value, or None if it is not, or no longer, there."""
+        """Return a value, or None if it is not cached."""
         with self._lock:
             if key not in self._values:
                 return None
@@ -158,9 +158,9 @@ class Cache(Generic[V]):
             return self._values[key][0]
 
     def put(self, key: Hashable, value: V, size: int) -> None:
-        """Keep a value of this many bytes, and drop those that were used least lately."""
+        """Cache a value of this many bytes, and drop the least recently used ones."""
         with self._lock:
-            if key in self._values:  # two threads may have read the same
+            if key in self._values:  # two threads may have read the same value
                 self._size -= self._values.pop(key)[1]
             self._values[key] = value, size
             self._size += size
@@ -181,26 +181,26 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 _PAGE = 1 << 17  # about sixteen blocks: a request costs as much as the transfer of some 100 kB
-_PAGES = 256  # kept
+_PAGES = 256  # pages in the cache
 
 
 def open_reader(source: PathLike | IO[bytes]) -> ByteReader:
-    """Return what reads the bytes of a path, a file object or a URL."""
+    """Return a reader for a path, a file object or a URL."""
     return RemoteReader(source) if isinstance(source, str) and is_url(source) else ByteReader(source)
 
 
 class RemoteReader(ByteReader):
-    """Random access to a file behind a URL of any protocol that fsspec knows, through its cache of blocks.
+    """Random access to a file behind a URL of any protocol that fsspec supports, through its block cache.
 
-    A server that says no length, or answers a request for a part with the whole, is asked once, for all of it.
-    After a fork, and when it is unpickled, it opens the file system anew.
+    If the server gives no length, or answers a range request with the whole file, the whole is read once.
+    After a fork or unpickling it opens the file system anew.
     """
 
     def __init__(self, url: str) -> None:
         self.path = self._file = None
         self._remote, self._descriptor = Remote(url), -1
         self._closed = False
-        self._whole: list[bytes] = []  # all of it, where the server gives nothing less
+        self._whole: list[bytes] = []  # the whole file, if the server ignores ranges
         _ALL.add(self)
         with url_errors(url):
             system, place = self._remote.opened()
@@ -221,7 +221,7 @@ class RemoteReader(ByteReader):
     def _read(self, offset: int, size: int) -> bytes:
         if self._closed:
             raise ValueError(_CLOSED)
-        if size > 2 * _PAGE:  # in one request, and not in place of what is kept
+        if size > 2 * _PAGE:  # one request, without evicting cached pages
             return self._fetch(offset, offset + size)
         data: bytes = self._cache._fetch(offset, offset + size)
         return data
@@ -238,7 +238,7 @@ class RemoteReader(ByteReader):
         return self._whole[0][start:end]
 
     def again(self) -> RemoteReader:
-        """Return another reader of the same file, which shares what was read and is closed apart from this one."""
+        """Return another reader of the same file, with a shared cache and its own :meth:`close`."""
         if self._closed:
             raise ValueError(_CLOSED)
         other = RemoteReader.__new__(RemoteReader)
@@ -247,9 +247,9 @@ class RemoteReader(ByteReader):
         return other
 
     def close(self) -> None:
-        """Read no more."""
+        """Refuse further reads."""
         self._closed = True
-        self.__dict__.pop("_cache", None)  # which leads back here through its fetcher
+        self.__dict__.pop("_cache", None)  # its fetcher refers back to this object
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self._remote.url}
@@ -263,7 +263,7 @@ _ADVICE = {
 
 
 class ArchiveErrors:
-    """Puts the archive's name before the message of a FormatError; makes a SourceError of a failing disk."""
+    """Prefix the archive's name to a FormatError's message, and turn an OSError into a SourceError."""
 
     def __init__(self, shown: str) -> None:
         self._shown = shown
@@ -275,7 +275,7 @@ class ArchiveErrors:
         if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
             advice = f"; {_ADVICE[type(exc)]}" if type(exc) in _ADVICE else ""
             raise type(exc)(f"{self._shown}: {exc}{advice}.") from exc
-        if isinstance(exc, StochclError):  # of which some are OSErrors
+        if isinstance(exc, StochclError):  # some are OSErrors
             return
         if isinstance(exc, FileNotFoundError):
             raise SourceNotFound(f"{self._shown}: there is no such file.") from exc

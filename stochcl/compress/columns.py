@@ -1,4 +1,4 @@
-"""Names and labels of an archive's rows, read when they are looked at, segment by segment."""
+"""Names, labels and uncertainty of an archive's rows; texts are read on demand, segment by segment."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_CACHED_BYTES = 32 << 20  # of texts: the names of about a million rows
-_PART = 8192  # texts that are made at a time, when all are gone through
+_CACHED_BYTES = 32 << 20  # texts: the names of about a million rows
+_PART = 8192  # texts decoded at a time in iteration
 _SHOWN = 8
 
 
 class PackedTexts:
-    """The texts of one segment as one string of bytes: as objects each would take 50 bytes more."""
+    """The texts of one segment in one byte string, which saves 50 bytes of object overhead per text."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
@@ -36,7 +36,7 @@ class PackedTexts:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that they take."""
+        """Bytes in memory."""
         return len(self._data) + self._ends.nbytes
 
     def take(self, rows: NDArray[np.integer]) -> list[str]:
@@ -47,7 +47,7 @@ class PackedTexts:
 
 
 class StringColumn:
-    """All texts of one kind in an archive, read a segment at a time; ``starts`` are the segments' first rows."""
+    """All names or labels of an archive, read a segment at a time; ``starts`` are the segments' first rows."""
 
     def __init__(self, starts: NDArray[np.integer], read: Callable[[int], Sequence[str]]) -> None:
         self._starts, self._read = starts, read
@@ -55,7 +55,7 @@ class StringColumn:
         self._cache: Cache[PackedTexts] = Cache(_CACHED_BYTES)
 
     def changed(self, change: Callable[[str], str]) -> StringColumn:
-        """Return what is made of the same texts, read once for both."""
+        """Return a column with ``change`` applied to each text, which shares this one's cache."""
         column = StringColumn(self._starts, self._read)
         column._change, column._cache = change, self._cache
         return column
@@ -80,9 +80,9 @@ class StringColumn:
 
 
 class LazyStrings(Sequence[str]):
-    """Names or labels of some rows, read when they are used; equal to the tuple of them, and pickled as one.
+    """Names or labels of some rows, read on demand; equal to the tuple of them, and pickled as one.
 
-    Those of an archive that was opened by its path stay readable after it is closed.
+    They stay readable after the archive is closed if it was opened by path.
     """
 
     __slots__ = ("_column", "_rows")
@@ -98,7 +98,7 @@ class LazyStrings(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> LazyStrings: ...
     def __getitem__(self, index: int | slice) -> str | LazyStrings:
-        """Return one text, or the view of some."""
+        """Return one text, or a view for a slice."""
         if isinstance(index, slice):
             return LazyStrings(self._column, self._rows[index])
         return self._column.take(np.array([self._rows[index]], np.int64))[0]
@@ -134,21 +134,21 @@ def to_unicode(text: str) -> str:
     """
     try:
         data = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte, from labels that a program made
+    except UnicodeEncodeError:  # a surrogate that stands for no byte, in labels made by a program
         data = text.encode("utf-8", "backslashreplace")
     return data.decode("utf-8", "backslashreplace")
 
 
 NUMBERED = 4
-"""The first version of the format whose labels are numbers into a list of them."""
+"""First format version that stores labels as numbers into a list."""
 
 _MOST_LABELS = 1 << 16
 
 
 def pack_labels(labels: Sequence[str], version: int) -> bytes:
-    """Write the labels of a segment's rows: from version 4 on each label once, and its number for every row.
+    """Write the labels of a segment's rows: from version 4 on, each distinct label once and a number per row.
 
-    Where that takes more bytes, they are texts, as in earlier versions.
+    If that is longer, or before version 4, they are written as texts.
     """
     if version < NUMBERED:
         return pack_texts(labels)
@@ -164,7 +164,7 @@ def pack_labels(labels: Sequence[str], version: int) -> bytes:
             + texts
             + _deflated(np.packbits(bits.astype(np.uint8)).tobytes())
         )
-    if 2 * len(distinct) > len(labels):  # else numbers take fewer
+    if 2 * len(distinct) > len(labels):  # otherwise numbers are shorter
         found.append(pack_varints([0]) + pack_texts(labels))
     return min(found, key=len)
 
@@ -190,29 +190,28 @@ def unpack_labels(data: bytes, rows: int, version: int, what: str = "the labels"
 
 
 def _width(count: int) -> int:
-    """Return the bits of a row's number: 1, 2, 4 or 8, of which a byte holds several, or as few as do."""
+    """Return the bits of a row's number: 1, 2, 4 or 8, so that bytes hold whole numbers, or more if needed."""
     least = max(1, (count - 1).bit_length())
     return 1 << (least - 1).bit_length() if least <= 8 else least
 
 
 def _total(texts: Sequence[str], numbers: NDArray[np.integer]) -> int:
-    """Return the bytes of all rows' texts."""
+    """Return the total bytes of all rows' texts."""
     sizes = np.array([len(text.encode("utf-8", "surrogateescape")) for text in texts], np.int64)
     return int(sizes[numbers].sum())
 
 
 _EXPONENT = struct.Struct("<b")
-_FINEST, _COARSEST = -8, 12  # of a step: 1/256 of a bit is finer than half precision has it for 64 bits
-_MOST = 65_504  # bits, and more than a row can have; the largest number of half precision
+_FINEST, _COARSEST = -8, 12  # exponents of a step; 1/256 bit is finer than half precision at 64 bits
+_MOST = 65_504  # bits: the largest half-precision number, more than a row can have
 _LEVELS = 255
 
 
 def pack_uncertainty(values: NDArray[np.floating], version: int) -> bytes:
     """Write the entropies of a segment's rows.
 
-    In version 2 each is a whole number of steps above the least, 0 to 255; the step is the smallest power of two
-    for which that is enough. So what was read from one archive, and any choice of it, is written to another without
-    a further loss.
+    From version 2 on, each is the minimum plus 0 to 255 whole steps; the step is the smallest power of two for which
+    255 are enough. So values read from one archive, or any subset of them, go to another without further loss.
     """
     exact = np.asarray(values, np.float64)
     if not _are_entropies(exact):
@@ -224,7 +223,7 @@ def pack_uncertainty(values: NDArray[np.floating], version: int) -> bytes:
     while _whole(high, exponent) - _whole(low, exponent) > _LEVELS:
         exponent += 1
     steps = np.rint(np.ldexp(exact, -exponent)).astype(np.int64)
-    while exponent < _COARSEST and not (steps & 1).any():  # fewer values for the same numbers deflate better
+    while exponent < _COARSEST and not (steps & 1).any():  # coarser steps with equal values deflate better
         exponent, steps = exponent + 1, steps >> 1
     least = int(steps.min())
     return _EXPONENT.pack(exponent) + pack_varints([least]) + _deflated((steps - least).astype(np.uint8).tobytes())
@@ -235,7 +234,7 @@ def _whole(value: float, exponent: int) -> int:
 
 
 def _deflated(data: bytes) -> bytes:
-    """Deflate by frequencies alone, which suits numbers in no order, or as usual, whichever is less."""
+    """Deflate with Huffman codes only, which suits unordered numbers, or as usual, whichever is shorter."""
     by_frequency = zlib.compressobj(9, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
     return min(by_frequency.compress(data) + by_frequency.flush(), zlib.compress(data, 9), key=len)
 

@@ -1,4 +1,4 @@
-"""Segments as they stand in an archive: read, checked, and changed at their edges without being coded again."""
+"""Merge and split archives: copy whole segments unchanged, and recode only segments at a cut."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def stored_names(archive: Archive, segment: int) -> tuple[str, ...]:
-    """Return the names of one segment's rows, none if they were left out; all others stay on the disk."""
+    """Return the names of one segment's rows, empty if not stored; other segments are not read."""
     with archive._errors:
         stored = archive._segments[segment]
         stored.check_head()
@@ -34,9 +34,9 @@ def stored_names(archive: Archive, segment: int) -> tuple[str, ...]:
 
 
 def stored_codes(archive: Archive, first: int = 0, last: int | None = None, rows: int = 16_384) -> Iterator[Codes]:
-    """Yield rows of an archive in order, ``rows`` at a time, with what is stored beside them and nothing else.
+    """Yield rows of an archive in order, ``rows`` at a time, with only what is stored beside them.
 
-    (An archive's own rows have labels also where only their names tell them.) Memory is a segment's.
+    (Indexing an archive also derives labels from names.) Holds one segment in memory.
     """
     for low, high, segment in _segments(archive, first, last):
         with archive._errors:
@@ -63,7 +63,7 @@ _SAME = {
     "feature_dim": "its features have another width",
     "input_bytes": "its inputs have another size",
 }
-"""What must be equal in the headers of joined archives, and how an error describes a difference."""
+"""Header fields that must be equal in joined archives, and how an error describes a difference."""
 
 _MODEL = ("model_sha256", "model_latents", "tables_sha256", "alphabet", "feature_dim")
 _PARTS = {"names": "names", "labels": "stored labels", "entropy": "uncertainty"}
@@ -71,7 +71,7 @@ _PARTS = {"names": "names", "labels": "stored labels", "entropy": "uncertainty"}
 
 @contextmanager
 def rewriting(*args: Any, useless: type[BaseException] = FormatError, **options: Any) -> Iterator[Writer]:
-    """Open a Writer whose rows come from archives: where these are damaged, nothing is kept of what was written."""
+    """Open a Writer whose rows come from archives; if one is damaged, discard what was written."""
     with Writer(*args, **options) as writer:
         try:
             yield writer
@@ -82,25 +82,25 @@ def rewriting(*args: Any, useless: type[BaseException] = FormatError, **options:
 
 
 def facts_of(archives: Sequence[Archive], **options: Any) -> dict[str, Any]:
-    """Return what must be the same for an interrupted rewriting of these archives to be resumed."""
+    """Return the facts that an interrupted rewrite of these archives must share to be resumed."""
     ends = [[archive.size, crc(archive._reader.read(archive.size - 32, 32))] for archive in archives]
     return {"source": ends, "options": options}
 
 
 def has_part(archive: Archive, part: str) -> bool:
-    """Tell whether an archive's rows have ``names``, ``labels`` or ``entropy`` stored; not if it has no rows."""
+    """Return whether ``names``, ``labels`` or ``entropy`` are stored; False for an archive without rows."""
     return archive._stored(part)
 
 
 def is_embedded(archive: Archive) -> bool:
-    """Tell whether an archive holds its decoding tables."""
+    """Return whether an archive holds its decoding tables."""
     return archive._index.tables[1] > 0
 
 
 def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
-    """Raise unless these archives, called so, can be joined."""
+    """Raise unless these archives can be joined; ``names`` are for the message."""
     first = archives[0].header
-    filled: tuple[dict[str, bool], str] | None = None  # what the first that has rows stores of them, and its name
+    filled: tuple[dict[str, bool], str] | None = None  # parts and name of the first archive with rows
     for archive, name in zip(archives, names, strict=True):
         for field, said in _SAME.items():
             if getattr(archive.header, field) != getattr(first, field):
@@ -129,7 +129,7 @@ def merge(
     archives: Sequence[Archive], path: PathLike, *, embed: bool = False, force: bool = False, resume: bool = False,
     progress: Progress = silent,
 ) -> None:  # fmt: skip
-    """Write all rows of some archives, in this order, as one; no row is coded again."""
+    """Write all rows of archives, in this order, as one archive; no row is recoded."""
     models, numbers = _fitted_of(archives)
     kinds = {archive.header.source_kind for archive in archives}
     header = archives[0].header
@@ -160,9 +160,9 @@ def merge(
 def split(
     archive: Archive, path: PathLike, first: int, last: int, *, force: bool = False, progress: Progress = silent
 ) -> None:
-    """Write some rows of an archive as one of their own.
+    """Write rows ``first`` to ``last`` of an archive as a new archive.
 
-    Segments that lie in them only in part are coded again. The list of skipped images goes with the first row.
+    Segments that are only partly inside are recoded. The skipped images go with the first row.
     """
     models, (mapping,) = _fitted_of([archive], first, last)
     with rewriting(
@@ -179,7 +179,7 @@ def split(
 def _fitted_of(
     archives: Sequence[Archive], first: int = 0, last: int | None = None
 ) -> tuple[list[EntropyModel], list[dict[int, int]]]:
-    """Return the fitted models that the segments of some rows use, and for each archive its numbers' new ones."""
+    """Return the fitted models that the segments of these rows use, and for each archive a map to new numbers."""
     models: list[EntropyModel] = []
     known: dict[tuple[str, bytes], int] = {}
     numbers = []
@@ -199,7 +199,7 @@ def _fitted_of(
 
 
 def _segments(archive: Archive, first: int, last: int | None) -> Iterator[tuple[int, int, StoredSegment]]:
-    """Yield the first row, the end and the segment, of every one that has some of these rows."""
+    """Yield first row, end row and segment, for every segment with some of these rows."""
     last = len(archive) if last is None else last
     for (low, high), segment in zip(pairwise(archive._starts.tolist()), archive._segments, strict=True):
         if low < last and high > first:
@@ -211,7 +211,7 @@ def move_rows(
     numbers: dict[int, int] | None = None, change: Callable[[RawSegment], RawSegment] = lambda segment: segment,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:  # fmt: skip
-    """Give a writer rows of an archive: whole segments as they are, others to be coded again."""
+    """Copy rows of an archive to a writer: whole segments unchanged, others recoded."""
     last = len(archive) if last is None else last
     bytes_of, rows = archive.source_bytes, max(1, len(archive))
     for low, high, stored in _segments(archive, first, last):

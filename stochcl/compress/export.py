@@ -1,4 +1,4 @@
-"""Decoded codes as files that other programs read: .npz, .npy, .csv, .parquet, .arrow."""
+"""Export decoded codes to .npz, .npy, .csv, .parquet and .arrow files."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:
-    """Return the codes of a table or record batch that ``to_arrow`` gave, or a Parquet file of codes held.
+    """Return the codes in a table or record batch that ``to_arrow`` made, or that came from a Parquet file of codes.
 
     Parameters
     ----------
     table : pyarrow.Table or RecordBatch
     alphabet : int, optional
-        How many values a symbol has, ``archive.header.alphabet``. Needed if a program dropped the metadata of the
+        Number of values of a symbol, ``archive.header.alphabet``. Needed if a program dropped the metadata of the
         table's schema, as filters of ``datasets`` do.
 
     Raises
     ------
     UsageError
-        If there are no symbols, or it is not known how many values they have.
+        If there is no column of symbols, or their alphabet is unknown.
     """
     names = list(table.schema.names)
     if "symbols" not in names:
@@ -73,7 +73,7 @@ def from_arrow(table: Any, *, alphabet: int | None = None) -> Codes:
 
 
 def _texts(table: Any, name: str) -> Sequence[str] | None:
-    """Return a column's texts; None where it is not there or all of it is null."""
+    """Return a column's texts, or None if it is missing or all null."""
     if name not in table.schema.names or table.column(name).null_count == len(table):
         return None
     return ["" if text is None else str(text) for text in table.column(name).to_pylist()]
@@ -81,7 +81,7 @@ def _texts(table: Any, name: str) -> Sequence[str] | None:
 
 @dataclass(frozen=True)
 class Exported:
-    """The file that was written, its rows and bytes, and which of symbols, vectors, names, ... it ``holds``."""
+    """The file that was written, its rows and bytes, and what it ``holds``: symbols, vectors, names and so on."""
 
     path: str
     rows: int
@@ -93,10 +93,10 @@ def export(
     archive: ArchiveBase, path: PathLike, *, symbols: bool = True, vectors: bool = True,
     labels: Sequence[str] | None = None, force: bool = False, chunk: int = 4096, progress: Progress = silent,
 ) -> Exported:  # fmt: skip
-    r"""Decode an archive to a file, whose ending says how; memory does not grow with the archive.
+    r"""Decode an archive to a file in the format of its ending; memory does not grow with the archive.
 
-    Names and labels are written as Unicode: bytes that are not UTF-8 as ``\xNN``, so that any program reads
-    them. (Two names that differ only in such a byte and in the same four characters written out become equal.)
+    Names and labels are written as Unicode: bytes that are not UTF-8 as ``\xNN``, so that any program reads them.
+    (Two names that differ only in such a byte and its four characters written out become equal.)
     """
     path = Path(path)
     shown = escape_name(path)
@@ -113,7 +113,7 @@ def export(
 
 
 def _holds(rows: DecodedRows) -> tuple[str, ...]:
-    """Return which of symbols, vectors, names, labels and uncertainty there are."""
+    """Return which of symbols, vectors, names, labels and uncertainty are present."""
     there = {"symbols": rows.symbols, "vectors": rows.decoder, "names": rows.names, "labels": rows.labels}
     return tuple(name for name, present in there.items() if present) + ("uncertainty",) * (
         rows.uncertainty is not None
@@ -123,7 +123,7 @@ def _holds(rows: DecodedRows) -> tuple[str, ...]:
 def _npz(rows: DecodedRows, file: IO[bytes]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as arrays:
         for name in _holds(rows):
-            # numpy's own layout; zip64 from the start, because the size is not known when a member begins
+            # numpy's own layout; zip64 from the start, because a member's size is not known when it begins
             with arrays.open(f"{name}.npy", "w", force_zip64=True) as member:
                 if name in ("symbols", "vectors"):
                     _npy(rows, member, vectors=name == "vectors")
@@ -134,7 +134,7 @@ def _npz(rows: DecodedRows, file: IO[bytes]) -> None:
 
 
 def _npy(rows: DecodedRows, file: IO[bytes], *, vectors: bool | None = None) -> None:
-    """Write symbols or vectors; without a choice, vectors where there is a decoder."""
+    """Write symbols or vectors; by default vectors if there is a decoder."""
     if vectors or (vectors is None and rows.decoder is not None):
         _write_array(file, (len(rows), rows.dim), np.dtype("<f4"), rows.vector_parts())
     else:
@@ -143,7 +143,7 @@ def _npy(rows: DecodedRows, file: IO[bytes], *, vectors: bool | None = None) -> 
 
 
 def _write_texts(texts: Sequence[str], chunk: int, file: IO[bytes]) -> None:
-    # numpy's texts all take the room of the longest; part by part only the file does, where zeros deflate well
+    # numpy pads all texts to the longest; written in parts, only the file does, where the zeros deflate well
     width = max(1, max((len(to_unicode(text)) for text in texts), default=0))
     dtype = np.dtype(f"<U{width}")
     parts = (
@@ -156,7 +156,7 @@ def _write_texts(texts: Sequence[str], chunk: int, file: IO[bytes]) -> None:
 def _write_array(
     file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], parts: Iterable[NDArray[Any]]
 ) -> None:
-    """Write an array as ``.npy``, row after row."""
+    """Write an array as ``.npy``, part by part."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     for part in parts:
@@ -164,7 +164,7 @@ def _write_array(
 
 
 class _Utf8:
-    """What ``csv`` writes text to; it needs no more than this, and nothing to flush or to close."""
+    """A text file for ``csv``, which needs only ``write``."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -187,7 +187,7 @@ def _csv(rows: DecodedRows, file: IO[bytes]) -> None:
         sure = None if rows.uncertainty is None else [f"{value:.9g}" for value in rows.uncertainty[where].tolist()]
         for i, (name, label) in enumerate(zip(names, labels, strict=True)):
             whole = symbols[i].tolist() if rows.symbols else []
-            # nine digits bring every float32 back
+            # nine digits restore every float32
             real = [] if vectors is None else [f"{value:.9g}" for value in vectors[i].tolist()]
             out.writerow([to_unicode(name), to_unicode(label), *([] if sure is None else [sure[i]]), *whole, *real])
 

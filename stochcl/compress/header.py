@@ -1,4 +1,4 @@
-"""The header of an archive: what it holds and what made it, as canonical JSON; and what made embeddings."""
+"""The header of an archive: what it holds and what made it, as canonical JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DICTIONARY = (
     b'{"alphabet":2,"feature_dim":128,"input_bytes":49152,"latents":256,"model":"general","model_latents":256,'
     b'"precision":"fp32","preprocess":{"fit":"crop","size":128},"source_kind":"folder"}'
 )
-"""What headers are deflated with from version 3 on: most of them repeat most of it. It is part of the format."""
+"""Preset dictionary for deflating headers from version 3 on. It is part of the format."""
 
 _KINDS: dict[str, type] = {
     **dict.fromkeys(("model", "model_sha256", "precision", "tables_sha256", "source_kind", "runtime"), str),
@@ -39,35 +39,35 @@ _KINDS: dict[str, type] = {
     "preprocess": dict,
     "selection": list,
 }
-_REMARKS = ("ids", "embedder")  # of later programs, which are left out where they are not of their type
+_REMARKS = ("ids", "embedder")  # informative fields, ignored if they are not of their type
 _OPTIONAL = ("runtime", "selection", "ids", "embedder")
 _HASHES = ("model_sha256", "tables_sha256")
-_DEFLATED = 3  # the first version whose header is deflated, behind these hashes
+_DEFLATED = 3  # first version with a deflated header after the hashes
 _HASH = 32
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is true of a whole archive.
+    """Facts about a whole archive.
 
     Parameters
     ----------
     model : str
-        What the encoder was called; for people, the hash decides.
+        The encoder's name, for people; the hash is what identifies it.
     model_sha256 : str
         The encoder's hash, in hex.
     model_latents : int
-        The encoder's full width.
+        The encoder's number of latents.
     latents : int
-        D, the width of these codes: a prefix of the encoder's.
+        D, the number of latents of these codes.
     alphabet : int
         K, the number of values a latent takes.
     precision : str
-        Of the encoder's arithmetic: fp32, bf16...
+        Precision of the encoder's arithmetic: fp32, bf16...
     tables_sha256 : str
-        The name of the decoding tables, in hex.
+        The hash that names the decoding tables, in hex.
     feature_dim : int
-        Width of the features that the codes stand for; 0 where there are none.
+        Width of the features that the codes encode; 0 if there are none.
     input_bytes : int
         Bytes of one raw input: pixels at the encoder's size, or a row of an embedding matrix.
     source_kind : str
@@ -75,15 +75,15 @@ class Header:
     preprocess : dict
         How images were prepared, plain JSON: size, fit...
     runtime : str
-        What computed the network: onnx, torch; of vectors numpy. Empty where nothing says so.
+        Runtime of the encoder: onnx, torch; numpy for vectors. Empty if unknown.
     selection : tuple of int, optional
-        Which of the encoder's latents these are, ascending, where they are not its first ones.
+        The encoder's latents that are kept, ascending, if they are not the first ones.
     ids : dict, optional
-        What the names were in the table that they came from: its ``column``, and its Arrow ``type``.
+        The column of a table that the names came from: ``column``, and its Arrow ``type``.
     embedder : dict, optional
-        What made the vectors that were compressed, as :class:`~stochcl.compress.header.Embedder` has it.
+        The embedder of the vectors, see :class:`~stochcl.compress.header.Embedder`.
     version : int
-        Of the format. It stands in the prologue.
+        Version of the format; stored in the prologue.
     """
 
     model: str
@@ -112,11 +112,11 @@ class Header:
 
     @property
     def decisions_per_row(self) -> int:
-        """Bits of a row before it is coded."""
+        """Bits per row before coding."""
         return self.latents * bits_per_symbol(self.alphabet)
 
     def to_bytes(self) -> bytes:
-        """Return the file's beginning: magic, version, length, checksum, and the header as canonical JSON."""
+        """Return the start of the file: magic, version, length, checksum, and the header as canonical JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         del values["version"]
         for name in _OPTIONAL:
@@ -136,7 +136,7 @@ class Header:
 
     @classmethod
     def size_of(cls, prologue: bytes) -> int:
-        """Return how many bytes of header follow a prologue."""
+        """Return the size of the header after a prologue."""
         if is_lfs_pointer(prologue):
             raise FormatError("this is a Git LFS pointer in place of an archive of codes: run git lfs pull")
         if not prologue.startswith(framing.MAGIC[: len(prologue)]) or not prologue:
@@ -159,7 +159,7 @@ class Header:
 
     @classmethod
     def from_bytes(cls, prologue: bytes, text: bytes) -> Header:
-        """Read a header whose prologue has passed :meth:`size_of`."""
+        """Read a header whose prologue passed :meth:`size_of`."""
         framing.check_crc(int.from_bytes(prologue[-4:], "little"), "the header", prologue[:-4], text)
         version = framing.PROLOGUE.unpack(prologue)[1]
         hashes = {}
@@ -176,7 +176,7 @@ class Header:
         if not isinstance(values, dict):
             raise FormatError("the header is not a JSON object")
         _check_nesting(values)
-        # Names that are not known are a later version's remarks.
+        # Unknown names are from a later version.
         values = {f.name: values.get(f.name) for f in fields(cls) if f.name in values or f.name not in _OPTIONAL}
         values |= hashes | {"version": version}
         for name in _REMARKS:
@@ -194,7 +194,7 @@ class Header:
         return header
 
     def check(self) -> None:
-        """Raise FormatError where numbers make no sense."""
+        """Raise FormatError if a value makes no sense."""
         if not 2 <= self.alphabet <= MAX_ALPHABET or not 1 <= self.latents <= self.model_latents:
             raise FormatError(
                 f"{self.latents} of {self.model_latents} latents with {self.alphabet} values make no sense in "
@@ -216,19 +216,19 @@ class Header:
 
 
 def read_header(reader: ByteReader) -> tuple[Header, int]:
-    """Read the header of an archive; return it and the bytes that it takes with its prologue."""
+    """Return the header of an archive, and its size with the prologue."""
     prologue = reader.read(0, min(framing.PROLOGUE.size, reader.size))
     size = Header.size_of(prologue)
     return Header.from_bytes(prologue, reader.read(framing.PROLOGUE.size, size)), framing.PROLOGUE.size + size
 
 
 def _is_remark(value: Any) -> bool:
-    """Tell whether a value is an object of texts, numbers and truth values."""
+    """Return whether a value is a flat dict of texts, numbers and booleans."""
     return isinstance(value, dict) and all(isinstance(one, str | int) for one in value.values())
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dict of an object's pairs; what occurs twice could be read in two ways."""
+    """Make a dict of a JSON object's pairs; refuse duplicate keys, which parsers read differently."""
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ValueError("a key occurs twice")
@@ -236,7 +236,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(text: str) -> float:
-    """Return a finite number; what is larger than a float would be read as infinite, and could not be written."""
+    """Return a finite number; larger ones would parse as infinity, which cannot be written."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text[:20]} is not a number that is finite")
@@ -251,7 +251,7 @@ def _integer(text: str) -> int:
 
 
 def _check_nesting(value: Any) -> None:
-    """Raise LimitExceeded where lists and objects stand in each other too deep: whoever writes them anew recurs."""
+    """Raise LimitExceeded for deep nesting, because writing a header recurses."""
     level = [value]
     for _ in range(framing.MAX_NESTING + 1):
         nested = [part for part in level if isinstance(part, dict | list)]
@@ -262,23 +262,23 @@ def _check_nesting(value: Any) -> None:
 
 
 EMBEDDER_KEY = "embedder"
-"""The key of the metadata of an Arrow schema that names it, as ``NAME`` or ``NAME@REVISION``."""
+"""Metadata key of an Arrow schema for the embedder, as ``NAME`` or ``NAME@REVISION``."""
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """The model that made vectors, as far as it is known.
+    """The model that made vectors, as far as known.
 
     Parameters
     ----------
     name : str
-        As its hub calls it, such as ``sentence-transformers/all-MiniLM-L6-v2``.
+        Name on its hub, such as ``sentence-transformers/all-MiniLM-L6-v2``.
     revision : str
-        A commit, a tag or a version; empty where it is not known.
+        Commit, tag or version; empty if unknown.
     width : int
-        Numbers of a vector; 0 where it is not known.
+        Dimension of the vectors; 0 if unknown.
     normalised : bool, optional
-        Whether all vectors have length one; None where it is not known.
+        Whether all vectors have unit length; None if unknown.
 
     Examples
     --------
@@ -301,7 +301,7 @@ class Embedder:
 
     @classmethod
     def of(cls, value: Any) -> Embedder | None:
-        """Return what :meth:`to_json` gave; None of anything else."""
+        """Return the embedder from :meth:`to_json`; None for anything else."""
         kinds = {"name": str, "revision": str, "width": int, "normalised": bool}
         if not isinstance(value, dict) or not value.get("name"):
             return None
@@ -310,7 +310,7 @@ class Embedder:
         return cls(**known) if right else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is known as JSON types."""
+        """Return the known fields as JSON types."""
         return {
             one.name: value for one in fields(self) if (value := getattr(self, one.name)) not in ("", None, 0)
         } | ({} if self.normalised is None else {"normalised": self.normalised})
@@ -319,7 +319,7 @@ class Embedder:
         return escape_name(f"{self.name}@{self.revision}" if self.revision else self.name)
 
     def difference(self, other: Embedder) -> str:
-        """Say what is known to differ of another, nothing where nothing is; a name may lack its organisation."""
+        """Describe a known difference to another embedder, empty if none; a name may lack its organisation."""
         names, revisions = (self.name, other.name), (self.revision, other.revision)
         bare = any("/" not in name for name in names)
         if len({name.rpartition("/")[2] if bare else name for name in names}) > 1:
@@ -335,7 +335,7 @@ class Embedder:
 
 
 def check_embedder(shown: str, one: Embedder | None, other: Embedder | None, than: str) -> None:
-    """Raise ModelMismatch where two embedders are known to differ; ``than`` names what has the other."""
+    """Raise ModelMismatch if two embedders are known to differ; ``than`` names the owner of the other."""
     if one is not None and other is not None and (difference := one.difference(other)):
         raise ModelMismatch(
             f"{shown}: its vectors were made by another embedder than those of {than} ({difference}), so that they "

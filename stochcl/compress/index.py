@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from stochcl.compress.bytes import ByteReader
 
 _CHUNKS = (b"TABL", b"FITT", b"SEGM", b"INDX")
-_APPENDED = (b"SEGM", b"INDX", bytes(4))  # what an append begins with, or leaves when the power fails
-_SHORT = 3  # the first version whose index does not repeat the head of a single segment
+_APPENDED = (b"SEGM", b"INDX", bytes(4))  # first bytes of an append; zeros after a power failure
+_SHORT = 3  # first version whose index omits the head of a single segment
 _CRC = struct.Struct("<I")
-_MAX_SKIPPED = 1 << 25  # bytes of the list of skipped images, inflated
-_MAX_PAIR = 1 << 20  # of one of them
+_MAX_SKIPPED = 1 << 25  # bytes of the inflated list of skipped images
+_MAX_PAIR = 1 << 20  # bytes of one entry
 _MAX_PAIRS = 1 << 20
 
 
@@ -33,11 +33,11 @@ _MAX_PAIRS = 1 << 20
 class Index:
     """Where everything in an archive is.
 
-    ``segments`` are offsets and heads in the order of their rows; ``tables`` and ``fitted`` are offsets and sizes
-    of chunks, (0, 0) for tables that are not in the archive. ``skipped`` is the packed list of images that could
-    not be read, see :func:`pack_skipped`. ``start`` is where the index itself begins. ``header_crc`` is repeated in
-    the trailer, so that the end of another archive is told from this one's. ``retired`` are offset, size and CRC-32
-    of earlier indexes that an append has left behind; ``end_crc`` is what this index will have there.
+    ``segments`` are offsets and heads in row order. ``tables`` and ``fitted`` are offsets and sizes of chunks, (0, 0)
+    for tables that are not in the archive. ``skipped`` is the packed list of images that could not be read, see
+    :func:`pack_skipped`. ``start`` is the offset of the index. The trailer repeats ``header_crc``, so that the end of
+    another archive is recognised. ``retired`` are offset, size and CRC-32 of earlier indexes, each replaced by an
+    append; ``end_crc`` is this index's CRC-32 when it is retired.
     """
 
     rows: int
@@ -53,7 +53,7 @@ class Index:
     end_crc: int = field(default=0, compare=False)
 
     def check_layout(self, header_size: int) -> None:
-        """Raise FormatError unless all parts of the file follow each other without a gap, segments in order."""
+        """Raise FormatError unless the parts of the file follow each other without gaps, segments in order."""
         position = header_size
         if self.tables[0] != (position if self.tables[1] else 0):
             raise FormatError(f"the tables cannot begin at byte {self.tables[0]:,}")
@@ -71,7 +71,7 @@ class Index:
             raise FormatError(f"{others[-1][2]} cannot begin at byte {others[-1][0]:,}")
 
     def to_bytes(self) -> bytes:
-        """Write the index and the trailer, which are the end of the file."""
+        """Return the index and trailer, the end of the file."""
         framing.check_limit(self.source_bytes, framing.MAX_SOURCE, "the number of bytes of the images' source")
         counts = len(self.segments), len(self.skipped), len(self.fitted), len(self.retired)
         numbers = partial(framing.pack_numbers, version=self.version)
@@ -91,17 +91,17 @@ class Index:
 
 
 def header_crc(reader: ByteReader) -> int:
-    """Return the CRC-32 of an archive's header, as its prologue has it; the trailer repeats it."""
+    """Return the CRC-32 of an archive's header from its prologue; the trailer repeats it."""
     return int.from_bytes(reader.read(framing.PROLOGUE.size - 4, 4), "little")
 
 
 def version_of(reader: ByteReader) -> int:
-    """Return the version of the format that an archive's prologue has."""
+    """Return the format version in an archive's prologue."""
     return int.from_bytes(reader.read(len(framing.MAGIC), 2), "little")
 
 
 def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> Index:
-    """Read the trailer and the index, and check that they can be true."""
+    """Read and check the trailer and the index."""
     if reader.size < header_size + framing.CHUNK.size + framing.TRAILER.size:
         raise Truncated("the file ends before its index")
     trailer = reader.read(reader.size - framing.TRAILER.size, framing.TRAILER.size)
@@ -124,12 +124,12 @@ def read_index(reader: ByteReader, header_size: int, decisions_per_row: int) -> 
 
 
 def _is_short(version: int, segments: int) -> bool:
-    """Tell whether the index has the checksum of a segment's head in place of the head: where it is the only one."""
+    """Return whether the index holds a checksum in place of the segment's head, as it does for a single segment."""
     return version >= _SHORT and segments == 1
 
 
 def check_earlier(reader: ByteReader, index: Index, header_size: int, decisions_per_row: int) -> None:
-    """Raise FormatError unless each retired part is the end of the archive that it was, of which this is the next."""
+    """Raise FormatError unless each retired part is the end of an earlier state of this archive."""
     shorter = reader.again()
     try:
         for number, (offset, size, checksum) in enumerate(index.retired):
@@ -148,10 +148,10 @@ def check_earlier(reader: ByteReader, index: Index, header_size: int, decisions_
 
 
 def cut_to_end(reader: ByteReader, header_size: int) -> int:
-    """Let a reader end where the last complete archive in its file does; return how many bytes follow that.
+    """Shorten a reader to the last complete archive in its file; return the number of bytes after it.
 
-    What follows is an append that is running or was interrupted, and no part of the archive. A file without a
-    complete archive is left as it is.
+    These bytes come from a running or interrupted append and are not part of the archive. Without a complete
+    archive, the reader is unchanged.
     """
     if reader.size < header_size + framing.TRAILER.size:
         return 0
@@ -168,7 +168,7 @@ def cut_to_end(reader: ByteReader, header_size: int) -> int:
 
 
 def has_trailer(reader: ByteReader, start: int, size: int) -> bool:
-    """Tell whether an index here is followed by its own trailer."""
+    """Return whether this index is followed by its own trailer."""
     trailer = reader.read(start + size, framing.TRAILER.size)
     if not trailer.endswith(framing.END_MAGIC):
         return False
@@ -177,10 +177,10 @@ def has_trailer(reader: ByteReader, start: int, size: int) -> bool:
 
 
 def complete_ends(reader: ByteReader, header_size: int, *, strict: bool = False) -> list[int]:
-    """Return where archives that lie complete at the beginning of a file end, each the one before with more rows.
+    """Return the ends of all complete archives at the start of a file, each an earlier state of the next.
 
-    Chunks are followed from the header on; of each only its kind and size are read, of an index all. Where the last
-    one's trailer is damaged, that is an error for a ``strict`` caller.
+    Only the kind and size of each chunk are read, and each index whole. A damaged last trailer is an error if
+    ``strict``.
     """
     position, ends = header_size, list[int]()
     while position + framing.CHUNK.size <= reader.size:
@@ -195,7 +195,7 @@ def complete_ends(reader: ByteReader, header_size: int, *, strict: bool = False)
         if position > reader.size:
             break
         if not has_trailer(reader, start, size):
-            written = any(reader.read(start + size, framing.TRAILER.size))  # else only its room was taken
+            written = any(reader.read(start + size, framing.TRAILER.size))  # otherwise only zeros were allocated
             if strict and position == reader.size and ends and written:
                 raise ChecksumMismatch("the trailer is damaged; `stochcl verify --repair` undoes the last append")
             break
@@ -255,7 +255,7 @@ def _parse(data: bytes, reader: ByteReader, start: int, of_header: int, decision
 
 
 def pack_skipped(skipped: Sequence[tuple[str, str]]) -> bytes:
-    """Write names and reasons of skipped images; what goes beyond the limit is counted in the last entry."""
+    """Write names and reasons of skipped images; the last entry counts what exceeds the limit."""
     if not skipped:
         return b""
     texts, size = [json.dumps(pair) for pair in skipped], 2
@@ -273,7 +273,7 @@ _PAIR = re.compile(_SPACE + _SPACE.join([rb"(\[", _STRING, b",", _STRING, rb"\])
 
 
 def iterate_skipped(data: bytes) -> Iterator[tuple[str, str]]:
-    """Yield names and reasons of skipped images, one at a time: as objects they take twenty times their bytes."""
+    """Yield names and reasons of skipped images one at a time, because a list takes twenty times their bytes."""
     if not data:
         return
     text = framing.inflate_any(data, _MAX_SKIPPED, "the list of skipped images").strip(b" \t\n\r")

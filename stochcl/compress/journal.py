@@ -1,4 +1,4 @@
-"""The journal beside a file that is being written: which of its segments are on the disk."""
+"""The journal beside a partial file, which records the segments on disk."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Record:
-    """One segment that is on disk.
+    """One segment on disk.
 
-    ``end`` is where it ends in the file and ``crc`` that of its chunk; ``position`` is where its source goes on;
-    ``skipped`` are the images that could not be read since the record before. ``waiting`` marks rows that waited
-    for a full segment when the run was interrupted (their ``places``, ``skips``, ``uncertainty``): they are no
-    segment of the archive, a resumption takes them back, and any later record makes this one void.
+    ``end`` is its end in the file, ``crc`` the CRC-32 of its chunk, ``position`` where the source continues, and
+    ``skipped`` the images that could not be read since the previous record. ``waiting`` marks rows that waited for a
+    full segment when the run was interrupted (their ``places``, ``skips``, ``uncertainty``). They are no segment of
+    the archive: a resumed run takes them back, and any later record replaces this one.
     """
 
     end: int
@@ -38,28 +38,27 @@ class Record:
 
 @dataclass(frozen=True)
 class JournalContent:
-    """What a journal says: the facts of the run, their CRC-32, and the records up to the first torn line."""
+    """A parsed journal: the facts of the run, their CRC-32, and the records before the first torn line."""
 
     facts: dict[str, Any] | None
     run: int | None
     records: list[Record]
 
     def is_of(self, facts: dict[str, Any]) -> bool:
-        """Tell whether this is the journal of a run of these facts."""
+        """Return whether this is the journal of a run with these facts."""
         return self.run == _run_of(facts)
 
     @property
     def rows(self) -> int:
-        """Rows that a resumption need not do again."""
+        """Rows that a resumed run need not repeat."""
         return sum(r.rows for i, r in enumerate(self.records) if r.waiting is None or i == len(self.records) - 1)
 
 
 class Journal:
-    """A file of JSON lines: the facts of the run, then a record for every segment, each with its checksum.
+    """A file of JSON lines, each with a checksum: the facts of the run, then one record per segment.
 
-    A record is written, and forced to disk, only after its segment has been. So whatever was interrupted, a
-    segment that the journal has is whole. A line that is torn ends it, but for the first: the others repeat its
-    checksum.
+    A record is written and synced only after its segment, so every segment in the journal is whole. A torn line ends
+    the journal, except for the first, whose checksum the others repeat.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,9 +67,9 @@ class Journal:
         self._run = 0
 
     def start(self, facts: dict[str, Any], records: Sequence[Record] = ()) -> None:
-        """Begin a journal, or begin one anew with the records that it keeps."""
+        """Start a journal, or rewrite one with the records that it keeps."""
         self._run = _run_of(facts)
-        path = self._new if records else self.path  # what is there stays until all that is kept is on the disk
+        path = self._new if records else self.path  # keep the old journal until the new one is complete
         self._file = path.open("wb", buffering=0)
         self._write({"facts": facts})
         for record in records:
@@ -83,11 +82,11 @@ class Journal:
         return self.path.with_name(self.path.name + ".new")
 
     def append(self, record: Record) -> None:
-        """Add a segment."""
+        """Add a record."""
         self._write({key: value for key, value in asdict(record).items() if value is not None} | {"run": self._run})
 
     def read(self) -> JournalContent:
-        """Read an existing journal."""
+        """Parse the journal file."""
         facts, run, records = None, None, []
         for number, line in enumerate(self.path.read_bytes().split(b"\n")):
             value = _parse(line)
@@ -111,13 +110,13 @@ class Journal:
             write_all(self._file, b"%08x %s\n" % (crc(text), text))
             os.fsync(self._file.fileno())
         except OSError:
-            with suppress(OSError):  # a line that is torn would end the journal for those after it
+            with suppress(OSError):  # a torn line would hide the lines after it
                 self._file.truncate(end)
                 self._file.seek(end)
             raise
 
     def close(self) -> None:
-        """Close the file; it stays."""
+        """Close the file and keep it."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -139,7 +138,7 @@ def _run_of(facts: dict[str, Any]) -> int:
 
 
 def _record(value: Any, run: int | None) -> Record | None:
-    """Return the record of a line, or None if it is torn, or another run's."""
+    """Return the record on a line, or None if it is torn or another run's."""
     if not isinstance(value, dict) or "end" not in value or run not in (None, value.get("run")):
         return None
     fields = {key: value[key] for key in value if key != "run"}
@@ -147,13 +146,13 @@ def _record(value: Any, run: int | None) -> Record | None:
 
 
 def _parse(line: bytes) -> Any:
-    """Return the value of one line, or None if it is torn."""
+    """Return the value on a line, or None if it is torn."""
     checksum, _, text = line.partition(b" ")
     return json.loads(text) if checksum == b"%08x" % crc(text) else None
 
 
 def rows_kept(path: Path) -> int:
-    """Return how many rows the journal at a path says are on the disk, 0 where there is none."""
+    """Return the number of rows on disk according to the journal at a path, 0 without one."""
     try:
         return Journal(path).read().rows
     except OSError:
@@ -161,5 +160,5 @@ def rows_kept(path: Path) -> int:
 
 
 def append_journal(path: Path) -> Journal:
-    """Return the journal of an append to the archive at a path."""
+    """Return the journal for an append to the archive at a path."""
     return Journal(path.with_name(path.name + ".append.journal"))

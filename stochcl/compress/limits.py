@@ -1,8 +1,8 @@
-"""How much work and memory an archive may ask for, by its size: a file of kilobytes can hold work for hours.
+"""Limits on the work and memory that an archive may need for its size: a small file can hold hours of work.
 
-What it can be asked for is legitimate (rows that are all alike cost next to nothing), so these are limits of the
-caller and not of the format; docs/FORMAT.md has them. Work is counted in units of about 1/32 ns of one core: numpy
-and constriction take 8 ns for a decision of independent symbols, and 20 ns + 0.03 ns a weight for one of a network.
+Such a file is legitimate (identical rows cost almost nothing), so these are limits of the reader, not of the format;
+docs/FORMAT.md lists them. Work is counted in units of about 1/32 ns of one core: numpy and constriction take 8 ns for
+a decision of independent symbols, and 20 ns + 0.03 ns a weight for one of a network.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from stochcl.entropy.vectors import VectorDecoder
 
 TRUSTED = "STOCHCL_TRUSTED"
-"""The environment variable that lifts the limits for all archives of a process, and of those that it starts."""
+"""Environment variable that lifts the limits for all archives of a process and its children."""
 
-_WORK, _WORK_PER_BYTE = 1 << 40, 1 << 18  # half a minute, and 8 seconds for every megabyte of the file
+_WORK, _WORK_PER_BYTE = 1 << 40, 1 << 18  # half a minute, plus 8 seconds per megabyte of the file
 _MEMORY, _MEMORY_PER_BYTE = 1 << 33, 1 << 12
 _DECISION = 1 << 8
 _TEXT = 1 << 15
@@ -35,9 +35,9 @@ _ADVICE = (
 
 
 class Limits:
-    """What an archive of ``size`` bytes may ask for; nothing is refused where it is ``trusted``.
+    """Limits for an archive of ``size`` bytes; none if ``trusted``.
 
-    By default that is so where the environment says it.
+    The environment variable sets the default of ``trusted``.
     """
 
     def __init__(self, size: int, trusted: bool | None = None) -> None:
@@ -47,18 +47,18 @@ class Limits:
         self._counted: set[int] = set()
 
     def share(self, parts: int) -> None:
-        """Let an archive that is one of several ask for its part of what does not depend on their sizes."""
+        """Divide the fixed part of the work limit among the shards of a folder."""
         self._work -= _WORK - _WORK // parts
 
     def check_heads(self, heads: Iterable[SegmentHead], decisions: int) -> None:
-        """Raise LimitExceeded if segments must take too long, whatever their models are."""
+        """Raise LimitExceeded if segments take too long with any model."""
         texts = sum(head.rows * ((head.names.size > 0) + (head.labels.size > 0)) for head in heads)
         self._check_work(_DECISION * decisions * sum(head.rows for head in heads) + _TEXT * texts, "decoding it")
 
     def count(self, segment: int, head: SegmentHead, decisions: int, model: EntropyModel) -> None:
-        """Count the decoding of a segment, the first time; raise LimitExceeded before it takes too long.
+        """Count the work of decoding a segment, once; raise LimitExceeded before it is too much.
 
-        A model that is the archive's own counts for each of its segments, as it may not be kept between them.
+        A model stored in the archive counts for each of its segments, because it may not stay cached.
         """
         if segment not in self._counted:
             read = size_in_memory(model) if head.model in (OWN, FITTED) else 0
@@ -68,7 +68,7 @@ class Limits:
             self._spent = spent
 
     def check_vectors(self, rows: int, decoder: VectorDecoder | ResidualDecoder) -> None:
-        """Raise LimitExceeded where the vectors of these rows take too long."""
+        """Raise LimitExceeded if decoding the vectors of these rows takes too long."""
         if isinstance(decoder, ResidualDecoder):
             products = decoder.words[0].shape[1] * (len(decoder.words) + decoder.dim)
         else:
@@ -76,7 +76,7 @@ class Limits:
         self._check_work(rows * products, "making its vectors")
 
     def check_memory(self, rows: int, decoder: VectorDecoder | ResidualDecoder) -> None:
-        """Raise LimitExceeded where one array of the vectors of these rows takes too much memory."""
+        """Raise LimitExceeded if an array of these rows' vectors takes too much memory."""
         size = 4 * rows * decoder.dim
         if size > self._memory and not self._trusted:
             raise LimitExceeded(
@@ -90,7 +90,7 @@ class Limits:
 
 
 def work_of_row(decisions: int, model: EntropyModel) -> int:
-    """Return the work of decoding one row: an array of all its decisions, and what a network makes of them."""
+    """Return the work of decoding one row: its decisions, plus the units of a network."""
     if not isinstance(model, AutoregressiveModel):
         return _DECISION * decisions
     hidden = len(model.degrees)

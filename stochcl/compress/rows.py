@@ -1,4 +1,4 @@
-"""What one archive and a folder of archives share: rows of codes, decoded on demand."""
+"""Base of an archive and a folder of archives: rows of codes, decoded on demand."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from stochcl.entropy.tables import Decoder, Tables
 
 _ROWS = 8192  # decoded at a time
-_VALUES = 1 << 25  # of vectors that are exported at a time
-_WINDOW = 64  # blocks among which rows are shuffled
-ARROW_ALPHABET, _ARROW_MODEL = b"stochcl.alphabet", b"stochcl.model_sha256"  # in the metadata of an Arrow schema
+_VALUES = 1 << 25  # vector values exported at a time
+_WINDOW = 64  # blocks shuffled together
+ARROW_ALPHABET, _ARROW_MODEL = b"stochcl.alphabet", b"stochcl.model_sha256"  # metadata keys of an Arrow schema
 
 
 class ArchiveBase(ABC):
-    """Codes of one model and width, by row, by range, in order or shuffled; nothing is decoded before it is used.
+    """Codes of one model and width, by row, by range, in order or shuffled, decoded on demand.
 
-    An archive counts its segments, and a folder its shards: ``_starts`` has the first row of each and then all rows,
-    ``_first_blocks`` likewise blocks.
+    ``_starts`` holds the first row of each segment (of each shard in a folder), then the number of rows;
+    ``_first_blocks`` the same for blocks.
     """
 
     header: Header
     source_bytes: int
-    """Bytes of the images in their source."""
+    """Total size of the images in their source, in bytes."""
     _shown: str  # the path, as messages name it
     _errors: ArchiveErrors
     _limits: Limits
@@ -70,26 +70,26 @@ class ArchiveBase(ABC):
     @property
     @abstractmethod
     def external_bytes(self) -> int:
-        """Bytes of the decoder that the codes need and do not hold."""
+        """Bytes of the decoder if it is not stored with the codes, else 0."""
 
     @property
     @abstractmethod
     def own_table_rows(self) -> int:
-        """Rows of segments that are coded with a table of their own, for which the model's were no better."""
+        """Rows in segments with a table of their own, which beat the shared models there."""
 
     @property
     @abstractmethod
     def main_model(self) -> EntropyModel:
-        """The entropy model that most rows are coded with; of a folder, in its largest shard."""
+        """The entropy model that codes most rows; in a folder, most rows of the largest shard."""
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """Bytes on disk."""
+        """Size on disk in bytes."""
 
     @abstractmethod
     def parts(self) -> dict[str, int]:
-        """Return the bytes on disk by what they are for; they add up to ``size``."""
+        """Return the bytes on disk by purpose; they sum to ``size``."""
 
     @abstractmethod
     def verify(self, progress: Progress = silent) -> None:
@@ -97,31 +97,31 @@ class ArchiveBase(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close what is open."""
+        """Close all open files."""
 
     @abstractmethod
     def _packed(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Decode the rows of these numbers, each block once."""
+        """Decode rows by number; each block is decoded once."""
 
     @abstractmethod
     def _uncertainty(self, rows: NDArray[np.integer]) -> NDArray[np.float32] | None:
-        """Return the uncertainty of rows; None where there is none."""
+        """Return the uncertainty of rows, or None if it is not stored."""
 
     @abstractmethod
     def _stored(self, which: str) -> bool:
-        """Whether ``names``, ``labels`` or ``entropy`` are stored."""
+        """Return whether ``names``, ``labels`` or ``entropy`` are stored."""
 
     @abstractmethod
     def _texts_of(self, which: str) -> Callable[[int], Sequence[str]]:
-        """Return what reads the names or labels of a segment or shard, also when this is closed."""
+        """Return a function that reads the names or labels of a segment or shard, even after this is closed."""
 
     @abstractmethod
     def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Return the numbers of the rows of some blocks, which are counted through."""
+        """Return the row numbers of blocks; block numbers count through the whole archive."""
 
     @cached_property
     def _columns(self) -> dict[str, StringColumn]:
-        """Names and labels; where no labels are stored they are the first folders of the names."""
+        """Columns of names and labels; without stored labels they are the first folders of the names."""
         stored = [which for which in ("names", "labels") if self._stored(which)]
         columns = {which: StringColumn(self._starts, self._texts_of(which)) for which in stored}
         if "names" in columns and "labels" not in columns:
@@ -134,26 +134,25 @@ class ArchiveBase(ABC):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    # What they hold
+    # Contents
 
     @property
     def names(self) -> Sequence[str] | None:
-        """The rows' names, read on demand, or None if they were left out."""
+        """The rows' names, read on demand, or None if they are not stored."""
         return self._texts("names", range(len(self)))
 
     @property
     def labels(self) -> Sequence[str] | None:
-        """The rows' labels: those stored, else the first folder of each name; None if there are neither."""
+        """The rows' labels: stored ones, else the first folder of each name; None without either."""
         return self._texts("labels", range(len(self))) if self._has_labels else None
 
     @property
     def uncertainty(self) -> NDArray[np.float32] | None:
-        """Each row's posterior entropy in bits, float32, shape (N,), or None where it is not stored."""
+        """Each row's posterior entropy in bits, float32, shape (N,), or None if it is not stored."""
         return self._uncertainty(np.arange(len(self)))
 
     @cached_property
     def _has_labels(self) -> bool:
-        """Whether any row has a label: usually the first one that is looked at."""
         labels = self._texts("labels", range(len(self)))
         return labels is not None and any(labels)
 
@@ -164,7 +163,7 @@ class ArchiveBase(ABC):
 
     @cached_property
     def decoder(self) -> Decoder | None:
-        """What makes vectors of this archive's latents, if its model has that; the tables' own is for all latents."""
+        """The decoder from this archive's latents to vectors, or None; the tables' own takes all latents."""
         decoder, selection = self.tables.decoder, self.header.selection
         return decoder if decoder is None or selection is None else decoder.select(selection)
 
@@ -181,7 +180,7 @@ class ArchiveBase(ABC):
         Raises
         ------
         NameNotFound
-            If there is none; it is a KeyError, too.
+            If there is none; it is also a KeyError.
         UsageError
             If the archive has no names.
         """
@@ -203,19 +202,19 @@ class ArchiveBase(ABC):
             yield self[start : start + rows]
 
     def iter_shuffled(self, seed: int, rows: int = _ROWS, *, blocks: int = _WINDOW) -> Iterator[Codes]:
-        """Yield all rows once, in the order of a seed, ``rows`` at a time; every block is decoded once.
+        """Yield all rows once, in an order set by ``seed``, ``rows`` at a time; each block is decoded once.
 
         Blocks are visited in random order, and rows are shuffled within a window of ``blocks`` blocks. An archive
-        with no more blocks is shuffled evenly; in a larger one, rows of one window stay together.
+        with no more blocks than that is shuffled uniformly; in a larger one, rows of one window stay together.
         Memory does not grow with the archive. Use another seed for every epoch.
 
         Parameters
         ----------
         seed : int
         rows : int
-            Rows at a time; the last part may have fewer.
+            Rows at a time; the last part may be smaller.
         blocks : int
-            Blocks in a window, of about 64 kbit each.
+            Blocks per window, about 64 kbit each.
 
         Examples
         --------
@@ -273,14 +272,14 @@ class ArchiveBase(ABC):
     def to_arrow(self, *, symbols: bool = True, vectors: bool = True, rows: int = 4096) -> Any:
         """Return a ``pyarrow.RecordBatchReader`` of all rows, decoded ``rows`` at a time while it is read.
 
-        Its columns are name, label, uncertainty where it is stored, ``symbols`` and ``vector`` (lists of one length):
-        those of a Parquet file that :func:`~stochcl.compress.export.export` writes. Where names were whole numbers in
-        a table, their column stands beside them. ``read_all()`` makes a table.
+        Its columns are name, label, uncertainty if stored, ``symbols`` and ``vector`` (fixed-size lists), as in a
+        Parquet file that :func:`~stochcl.compress.export.export` writes. If the names were whole numbers in a table,
+        their column follows the names. ``read_all()`` makes a table.
 
         Parameters
         ----------
         symbols, vectors : bool
-            Which columns; vectors only where the model has a decoder.
+            Which columns to return; vectors only if the model has a decoder.
         rows : int
 
         Raises
@@ -288,7 +287,7 @@ class ArchiveBase(ABC):
         MissingExtraError
             If pyarrow is not installed.
         UsageError
-            If neither is left.
+            If no column of codes is left.
 
         Examples
         --------
@@ -302,7 +301,7 @@ class ArchiveBase(ABC):
         return pa.RecordBatchReader.from_batches(schema, decoded.record_batches(schema))
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        """Give the rows of :meth:`to_arrow` to a library that takes Arrow's stream, as ``polars.DataFrame`` does."""
+        """Export the rows of :meth:`to_arrow` to a library that reads Arrow streams, as ``polars.DataFrame`` does."""
         return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def to_pandas(self, *, symbols: bool = True, vectors: bool = True) -> Any:
@@ -310,7 +309,7 @@ class ArchiveBase(ABC):
         return self.to_arrow(symbols=symbols, vectors=vectors).read_pandas()
 
     def _symbols(self, latents: int) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16]]]:
-        """Yield all rows' first latents, part by part, without their names."""
+        """Yield the first latents of all rows, part by part, without names."""
         for start in range(0, len(self), _ROWS):
             rows = slice(start, min(start + _ROWS, len(self)))
             codes = self.header.codes(self._packed(indices(rows, len(self))))
@@ -329,13 +328,13 @@ class ArchiveBase(ABC):
         return self.header.codes(packed, names, labels, self._uncertainty(index))
 
     def _texts(self, which: str, rows: range | NDArray[np.integer]) -> LazyStrings | None:
-        """Return names or labels of rows, or None where there are none."""
+        """Return names or labels of rows, or None if there are none."""
         column = self._columns.get(which)
         return None if column is None else LazyStrings(column, rows)
 
 
 def indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
-    """Return row numbers, none negative; their cost does not depend on how many rows there are."""
+    """Return non-negative row numbers; the cost does not depend on ``count``."""
     if isinstance(rows, slice):
         return np.arange(*rows.indices(count))
     index = np.asarray([rows] if isinstance(rows, int | np.integer) else rows)
@@ -355,13 +354,13 @@ _OURS = ("name", "label", "uncertainty", "symbols", "vector")
 
 
 def _ids(header: Header) -> tuple[str, str] | None:
-    """Return the column that the names come from and its type, where they were whole numbers."""
+    """Return the column that whole-number names came from and its type, or None."""
     column, kind = ((header.ids or {}).get(key) for key in ("column", "type"))
     return (column, kind) if kind in _INTEGERS and isinstance(column, str) and column not in _OURS else None
 
 
 def id_values(names: Sequence[str], kind: str) -> list[int | None]:
-    """Return the whole numbers that names stand for; None where they stand for none.
+    """Return the whole numbers that names stand for, or None for other names.
 
     Examples
     --------
@@ -374,7 +373,7 @@ def id_values(names: Sequence[str], kind: str) -> list[int | None]:
 
 
 class DecodedRows:
-    """The columns to export of an archive, decoded ``rows`` rows at a time."""
+    """The columns of an archive for export, decoded ``rows`` rows at a time."""
 
     def __init__(
         self, archive: ArchiveBase, *, symbols: bool, vectors: bool, rows: int, labels: Sequence[str] | None = None,
@@ -414,7 +413,7 @@ class DecodedRows:
         return (vectors for _, _, vectors in self.parts() if vectors is not None)
 
     def parts(self) -> Iterator[tuple[slice, NDArray[np.uint8 | np.uint16], NDArray[np.float32] | None]]:
-        """Yield which rows, their symbols, and their vectors where they are wanted."""
+        """Yield slices of rows with their symbols, and their vectors if wanted."""
         start = 0
         for symbols in self.symbol_parts():
             vectors = None if self.decoder is None else self.decoder.decode(symbols)
@@ -422,7 +421,7 @@ class DecodedRows:
             start += len(symbols)
 
     def schema(self) -> Any:
-        """Return Arrow's columns: name, label, uncertainty where it is stored, lists of symbols and of vectors."""
+        """Return the Arrow schema: name, label, uncertainty if stored, lists of symbols and of vectors."""
         pa, header = require("pyarrow", "an export to Arrow or Parquet", "arrow"), self.archive.header
         symbol = pa.uint8() if header.alphabet <= 256 else pa.uint16()
         alphabet = {ARROW_ALPHABET: str(header.alphabet)}
@@ -440,7 +439,7 @@ class DecodedRows:
         return pa.schema(fields, alphabet | {_ARROW_MODEL: header.model_sha256} | made)
 
     def record_batches(self, schema: Any) -> Iterator[Any]:
-        """Yield Arrow's record batches."""
+        """Yield Arrow record batches."""
         import pyarrow as pa
 
         for where, symbols, vectors in self.parts():

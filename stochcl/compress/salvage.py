@@ -1,4 +1,4 @@
-"""What a damaged or unfinished archive still holds, as a new archive: found chunk by chunk, copied as it is."""
+"""Recover the intact parts of a damaged or unfinished archive into a new one."""
 
 from __future__ import annotations
 
@@ -43,20 +43,19 @@ if TYPE_CHECKING:
 
 
 _LOCKSTEP = 1 << 20  # decisions decoded together
-_MODELS = 4  # kept
-_TRIES = 64  # fitted models tried for a segment whose own one may be damaged, which changes the others' numbers
+_MODELS = 4  # cached
+_TRIES = 64  # fitted models to try for a segment if the index is lost, as a damaged one shifts the numbers
 
 
 @dataclass
 class Salvaged:
-    """What :func:`salvage` wrote to ``path``, and what it could not.
+    """What :func:`salvage` wrote to ``path``, and what was lost.
 
-    ``segments``, ``rows`` and ``bytes`` are those of the new file. Of its rows, ``recoded`` stood beside damaged
-    blocks, ``unnamed`` and ``unlabelled`` have lost their names or labels, and ``unchecked`` could not be
-    decoded, as the tables are lost. ``uncertainty_lost`` says whether the uncertainty was left out because that
-    of some rows is damaged. ``lost`` are the ranges of the old file in which something is damaged. ``rows_lost``
-    is None where the index is lost too. ``tables`` are ``"intact"``, ``"elsewhere"`` (damaged or not in the
-    archive, but found) or ``"lost"``.
+    ``segments``, ``rows`` and ``bytes`` are of the new file. Of its rows, ``recoded`` come from partly damaged
+    segments, ``unnamed`` and ``unlabelled`` have lost their names or labels, and ``unchecked`` could not be decoded
+    because the tables are lost. ``uncertainty_lost`` says whether the uncertainty was dropped because some of it is
+    damaged. ``lost`` are the damaged byte ranges of the old file. ``rows_lost`` is None if the index is lost too.
+    ``tables`` are ``"intact"``, ``"elsewhere"`` (damaged or not in the archive, but found) or ``"lost"``.
     """
 
     path: Path
@@ -74,7 +73,7 @@ class Salvaged:
 
     @property
     def complete(self) -> bool:
-        """Whether all that the file has is in the new one."""
+        """Whether the new file has everything that the old one had."""
         return not self.lost and not self.uncertainty_lost and not self.rows_lost and self.tables != "lost"
 
 
@@ -82,13 +81,13 @@ def salvage(
     path: PathLike, output: PathLike, *, tables: Iterable[AnyTables] = (), force: bool = False,
     progress: Progress = silent,
 ) -> Salvaged:  # fmt: skip
-    """Write all that is intact in an archive, damaged or unfinished, as a new and complete one.
+    """Write all intact parts of a damaged or unfinished archive as a new, complete one.
 
-    A segment whose head, parts and blocks are what their checksums say, and decode to what was written, is copied as
-    it is. Where only some of its blocks are intact their rows are coded again, with their names. Where its names or
-    labels are damaged, its rows have empty ones; where the uncertainty of any segment is, the new archive has none.
-    Where its table is damaged, nothing of it is kept. Without the decoding tables, what needs them
-    is copied if its checksums are right. What the damage put into the file twice is twice in the new one.
+    A segment is copied unchanged if its head, parts and blocks match their checksums and decode to the checksum of
+    the rows. If only some blocks are intact, their rows are coded again, with their names. If names or labels of a
+    segment are damaged, its rows get empty ones; if the uncertainty of any segment is, the new archive has none. A
+    segment with a damaged table is lost. Without the decoding tables, segments that need them are copied if their
+    checksums match. Rows that the damage duplicated stay duplicated.
     """
     output = Path(output)
     check_output(output, Path(path), force=force)
@@ -130,7 +129,7 @@ def _write(old: _DamagedArchive, errors: ArchiveErrors, output: Path, progress: 
 
 
 def _save(old: _DamagedArchive, new: StreamWriter, segment: StoredSegment, result: Salvaged) -> None:
-    """Copy a segment, or what is intact of it."""
+    """Copy a segment, or its intact blocks."""
     head = segment.head
     parts, damaged = old.parts(segment)
     if result.uncertainty_lost:
@@ -167,7 +166,7 @@ def _save(old: _DamagedArchive, new: StreamWriter, segment: StoredSegment, resul
 def _intact(
     old: _DamagedArchive, segment: StoredSegment, parts: dict[str, bytes], blocks: list[NDArray[np.uint8] | None]
 ) -> Codes:
-    """Return the rows of the blocks that are intact, with what belongs to them."""
+    """Return the rows of the intact blocks, with their names, labels and uncertainty."""
     head = segment.head
     rows = np.concatenate(
         [n * head.rows_per_block + np.arange(head.rows_of(n)) for n, block in enumerate(blocks) if block is not None]
@@ -187,7 +186,7 @@ def _intact(
 
 
 class _DamagedArchive:
-    """The damaged archive: what is known of it, and which of its bytes are kept."""
+    """The damaged archive: what is known of it, and which bytes are kept."""
 
     def __init__(self, reader: ByteReader, extra: tuple[AnyTables, ...], beside: tuple[Path, ...]) -> None:
         self.reader, self._beside = reader, beside
@@ -201,7 +200,7 @@ class _DamagedArchive:
         self._width = width = self.header.decisions_per_row
         self.index: Index | None = None
         self.skipped: list[tuple[str, str]] = []
-        with suppress(FormatError):  # else its copies of heads are not there to help, and nobody knows what is lost
+        with suppress(FormatError):  # without it, there are no copies of heads, and no count of rows
             self.index = read_index(reader, size, width)
             self.skipped = list(iterate_skipped(self.index.skipped))
         scanner = Scanner(reader, width, dict(self.index.segments) if self.index else {})
@@ -221,11 +220,11 @@ class _DamagedArchive:
         self.sizes = {found.offset: found.size for found in self.chunks}
 
     def keep(self, start: int, end: int) -> None:
-        """Note that these bytes are not lost."""
+        """Mark these bytes as kept."""
         self._kept.append((start, end))
 
     def lost(self) -> list[tuple[int, int]]:
-        """Return where bytes are that are not kept."""
+        """Return the byte ranges that are not kept."""
         ranges, end = [], 0
         for start, stop in [*sorted(self._kept), (self.reader.size, self.reader.size)]:
             if start > end:
@@ -254,7 +253,7 @@ class _DamagedArchive:
 
     @staticmethod
     def parts(segment: StoredSegment) -> tuple[dict[str, bytes], set[str]]:
-        """Return a segment's parts, and which of them are damaged; those are without texts."""
+        """Return a segment's parts, and the set of damaged ones, which are replaced by empty ones."""
         found, damaged = {}, set()
         for which in PARTS:
             try:
@@ -271,7 +270,7 @@ class _DamagedArchive:
         return found, damaged
 
     def lacks_uncertainty(self) -> bool:
-        """Tell whether that of any rows that can be saved is damaged: all segments of an archive have it, or none."""
+        """Return whether any rows that can be saved have damaged uncertainty; segments have it all or none."""
         for found in self.chunks:
             if found.head is None or not found.head.entropy.size:
                 continue
@@ -283,7 +282,7 @@ class _DamagedArchive:
 
     @staticmethod
     def _sound_blocks(segment: StoredSegment) -> list[int]:
-        """Return the numbers of the blocks whose bytes are what their checksums say."""
+        """Return the numbers of the blocks that match their checksums."""
         sound = []
         for number in range(len(segment.head.words)):
             with suppress(FormatError):
@@ -292,7 +291,7 @@ class _DamagedArchive:
         return sound
 
     def decode(self, segment: StoredSegment, table: bytes) -> tuple[int, bool, list[NDArray[np.uint8] | None]]:
-        """Decode a segment's blocks; None stands for one that is damaged."""
+        """Decode a segment's blocks; None stands for a damaged one."""
         head, sound = segment.head, self._sound_blocks(segment)
         blocks: list[NDArray[np.uint8] | None] = [None] * len(head.words)
         models = self._models_of(head, table)
@@ -311,7 +310,7 @@ class _DamagedArchive:
         return 0, True, blocks
 
     def _models_of(self, head: SegmentHead, table: bytes) -> list[tuple[int, EntropyModel]]:
-        """Return the models that a segment may be coded with, each with its number in the new archive."""
+        """Return the models that may decode a segment, each with its number in the new archive."""
         if head.model == OWN:
             try:
                 return [(0, unpack_model(table, self.header.latents, self.header.alphabet))]
@@ -322,7 +321,7 @@ class _DamagedArchive:
         if self.index is not None:
             offset = self.index.fitted[head.number][0]
             offsets = [offset] if offset in self.fitted else []
-        else:  # of what number each was is not known if one before it is lost; only the right one decodes
+        else:  # the numbers are unknown if an earlier model is lost; only the right model decodes
             offsets = sorted(self.fitted, key=lambda offset: self.fitted[offset] != head.number)[:_TRIES]
         return [(self.fitted[offset], self._fitted_model(offset, self.sizes[offset])) for offset in offsets]
 
@@ -338,7 +337,7 @@ class _DamagedArchive:
 def _decode_together(
     segment: StoredSegment, numbers: Sequence[int], model: EntropyModel
 ) -> list[NDArray[np.uint8] | None]:
-    """Decode blocks together, or, if that fails, each on its own."""
+    """Decode blocks together, or each on its own if that fails."""
     try:
         return list(read_blocks([(segment, number) for number in numbers], model))
     except FormatError:
@@ -349,12 +348,12 @@ def _decode_together(
 
 _WINDOW = 1 << 20  # bytes searched at a time
 _KINDS = re.compile(rb"SEGM|FITT|INDX")
-_MOST_OF_HEAD = 13 * (MAX_SEGMENT_ROWS + 5)  # for a block, a varint of nine bytes and a checksum
+_MOST_OF_HEAD = 13 * (MAX_SEGMENT_ROWS + 5)  # per block a varint of nine bytes and a checksum
 
 
 @dataclass(frozen=True)
 class Found:
-    """A chunk whose beginning is sound: where, its bytes with what belongs to it, and a segment's head."""
+    """A chunk with a sound start: its offset, its bytes with its trailer, and the head of a segment."""
 
     offset: int
     size: int
@@ -363,9 +362,9 @@ class Found:
 
 
 class Scanner:
-    """Finds intact chunks in a damaged file, by the checksum that each has.
+    """Finds intact chunks in a damaged file by their checksums.
 
-    ``known`` has heads by their offsets, from an intact index; they stand in for damaged ones.
+    ``known`` maps offsets to heads from an intact index; they replace damaged ones.
     """
 
     def __init__(self, reader: ByteReader, decisions_per_row: int, known: Mapping[int, SegmentHead]) -> None:
@@ -373,7 +372,7 @@ class Scanner:
         self._version = version_of(reader)
 
     def chunks(self, start: int) -> Iterator[Found]:
-        """Yield all chunks from here to the end of the file, in order; a segment may be damaged behind its head."""
+        """Yield all chunks from here to the end of the file, in order; a segment may be damaged after its head."""
         at = start
         while at < self._reader.size:
             found = self.at(at)
@@ -382,11 +381,11 @@ class Scanner:
                 continue
             yield found
             end = at + found.size
-            # Where nothing begins behind it, bytes may be missing within it, and the next begins earlier.
+            # If no chunk begins at the end, bytes may be missing in this one, and the next begins earlier.
             at = end if end == self._reader.size or self.at(end) is not None else self.next(at + 1)
 
     def next(self, start: int) -> int:
-        """Return where the next chunk begins, or the end of the file."""
+        """Return the start of the next chunk, or the end of the file."""
         size = self._reader.size
         stop = min((offset for offset in self._known if offset >= start), default=size)
         for low in range(start, stop, _WINDOW):
@@ -400,7 +399,7 @@ class Scanner:
         return stop
 
     def at(self, offset: int) -> Found | None:
-        """Return the chunk that begins here, or None if none does that is sound."""
+        """Return the sound chunk that begins here, or None."""
         if (head := self._head(offset)) is not None:
             return Found(offset, head.size, b"SEGM", head)
         if (size := self._sealed(offset, b"FITT")) is not None:
@@ -410,8 +409,8 @@ class Scanner:
         return None
 
     def tables(self, start: int, sha256: str) -> tuple[Tables | None, int]:
-        """Return the tables whose chunk begins here, if they have this hash, and where it ends."""
-        ends = [self.next(start)]  # or the chunk's own idea of its end
+        """Return the tables of the chunk that begins here, if they have this hash, and the chunk's end."""
+        ends = [self.next(start)]  # or the end that the chunk states
         if self._reader.size - start >= CHUNK.size:
             kind, length = CHUNK.unpack(self._reader.read(start, CHUNK.size))
             ends = [start + CHUNK.size + length, *ends] if kind == b"TABL" else ends
@@ -435,7 +434,7 @@ class Scanner:
         return self._known.get(at)
 
     def _sealed(self, at: int, kind: bytes) -> int | None:
-        """Return the bytes of a fitted model's chunk here."""
+        """Return the size of a fitted model's chunk here, or None."""
         size = self._size(at, kind)
         if size is None or not CHUNK.size + 4 <= size <= MAX_TABLE:
             return None
@@ -443,14 +442,14 @@ class Scanner:
         return size if crc(data[4:]) == int.from_bytes(data[:4], "little") else None
 
     def _index(self, at: int) -> int | None:
-        """Return the bytes of an index here and its trailer: the last one, or one before an append."""
+        """Return the size of an index here with its trailer, or None; it may be a retired one."""
         size = self._size(at, b"INDX")
         if size is None or at + size + TRAILER.size > self._reader.size:
             return None
         return size + TRAILER.size if has_trailer(self._reader, at, size) else None
 
     def _size(self, at: int, kind: bytes) -> int | None:
-        """Return the bytes of the chunk here, if it is of this kind and lies within the file."""
+        """Return the size of the chunk here, or None if it is of another kind or exceeds the file."""
         if at + CHUNK.size > self._reader.size:
             return None
         found, length = CHUNK.unpack(self._reader.read(at, CHUNK.size))

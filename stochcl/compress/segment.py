@@ -1,4 +1,4 @@
-"""One segment: the rows that are coded with one entropy model, in blocks, with their names."""
+"""One segment: rows coded with one entropy model, in blocks, with their names."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ if TYPE_CHECKING:
 
 KIND = b"SEGM"
 PARTS = ("table", "names", "labels", "entropy")
-"""What stands beside a segment's blocks, in this order."""
+"""The parts of a segment beside its blocks, in file order."""
 
-_BLOCK_BITS = 1 << 16  # payload that a block aims at: streams cost 32 to 51 bits each, so 0.07 %
+_BLOCK_BITS = 1 << 16  # target payload of a block: streams cost 32 to 51 bits each, so 0.07 %
 _WORD_BITS = 32
-_CHEAPEST = 3.5e-4  # bits that the most probable decision costs, -log2(4095/4096)
+_CHEAPEST = 3.5e-4  # bits of the most probable decision, -log2(4095/4096)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of a segment beside its blocks: how many, and their CRC-32."""
+    """Size and CRC-32 of one part of a segment."""
 
     size: int
     crc: int
 
     @classmethod
     def of(cls, data: bytes) -> Part:
-        """Describe these bytes."""
+        """Return the size and checksum of these bytes."""
         return cls(len(data), crc(data) if data else 0)
 
 
 @dataclass(frozen=True)
 class SegmentHead:
-    """What stands before a segment's parts, and again in the index.
+    """The head before a segment's parts, which the index repeats.
 
     All blocks but the last have the same number of rows. ``words`` are the 32-bit words of each block's stream.
-    ``crcs`` are of the packed rows of each block: they stand here and not in the blocks, so that blocks which have
-    changed places do not pass for each other. ``number`` is that of the fitted model, where one is used, else 0.
+    ``crcs`` are of each block's packed rows; they are here and not in the blocks, to detect swapped blocks.
+    ``number`` is the index of the fitted model, else 0.
     """
 
     rows: int
@@ -86,22 +86,22 @@ class SegmentHead:
 
     @property
     def parts(self) -> tuple[Part, Part, Part, Part]:
-        """Table, names, labels and entropy, in the order in which they stand in the file."""
+        """Table, names, labels and entropy, in file order."""
         return self.table, self.names, self.labels, self.entropy
 
     @property
     def payload(self) -> int:
-        """Bytes of the blocks, their heads included."""
+        """Bytes of the blocks, including their heads."""
         return sum(self.words) * 4 + len(self.words) * BLOCK.size
 
     @property
     def size(self) -> int:
-        """Bytes of the segment's chunk."""
+        """Size of the segment's chunk in bytes."""
         return self.parts_at + sum(part.size for part in self.parts) + self.payload
 
     @property
     def parts_at(self) -> int:
-        """Where the parts begin, in bytes from the segment's chunk."""
+        """Offset of the parts from the start of the chunk."""
         return CHUNK.size + HEAD.size + len(self.data)
 
     @property
@@ -111,23 +111,23 @@ class SegmentHead:
 
     @cached_property
     def block_offsets(self) -> NDArray[np.int64]:
-        """Where each block begins, in bytes from the segment's chunk, shape (blocks,)."""
+        """Offset of each block from the start of the chunk, shape (blocks,)."""
         start = self.size - self.payload
         sizes = np.asarray(self.words, np.int64) * 4 + BLOCK.size
         return start + np.cumsum(sizes) - sizes
 
     def rows_of(self, block: int) -> int:
-        """Return how many rows a block has."""
+        """Return the number of rows of a block."""
         return min(self.rows_per_block, self.rows - block * self.rows_per_block)
 
     def with_parts(self, parts: Sequence[bytes], number: int) -> SegmentHead:
-        """Return the head of a segment with other parts, and another number of its model."""
+        """Return this head with other parts and model number."""
         table, names, labels, entropy = map(Part.of, parts)
         return replace(self, table=table, names=names, labels=labels, entropy=entropy, number=number)
 
     @classmethod
     def parse(cls, data: bytes, decisions_per_row: int, version: int) -> SegmentHead:
-        """Read a head of this version of the format and check that its numbers can be true."""
+        """Parse and check a head of this format version."""
         ((rows, per_block, blocks, model, number, *sizes),), start = framing.unpack_numbers(
             framing.SEGMENT, data, 0, "a segment's head", version
         )
@@ -152,10 +152,10 @@ class SegmentHead:
             raise FormatError(f"the uncertainty of {rows} rows has {head.entropy.size} bytes, not two a row")
         if any(part.crc and not part.size for part in parts):
             raise FormatError("a segment's head has the checksum of a part that is not there")
-        if head._fixed != data[:start]:  # varints have one form only
+        if head._fixed != data[:start]:  # varints have only one form
             raise FormatError("a segment's head is not written as it should be")
-        head.__dict__["data"] = data  # what it would be written as again
-        # Near-constant codes are cheap, but not for nothing.
+        head.__dict__["data"] = data  # equal to what would be written again
+        # Near-constant codes are cheap, but not free.
         for count, held in ((min(words[:-1], default=1 << 62), per_block), (words[-1], head.rows_of(blocks - 1))):
             if held * decisions_per_row * _CHEAPEST > (count + 2) * _WORD_BITS:
                 raise FormatError(f"{count} words cannot hold the {held:,} rows of a block")
@@ -163,7 +163,7 @@ class SegmentHead:
 
 
 def read_head(data: bytes, decisions_per_row: int, version: int) -> SegmentHead:
-    """Read the head from the beginning of a segment's chunk, without the index."""
+    """Read the head at the start of a segment's chunk, without the index."""
     framing.unpack(CHUNK, data, 0, "a segment")
     kind, length = CHUNK.unpack_from(data)
     if kind != KIND:
@@ -181,7 +181,7 @@ def read_head(data: bytes, decisions_per_row: int, version: int) -> SegmentHead:
 def write_segment(
     codes: Codes, candidates: Sequence[Candidate], version: int = framing.VERSION
 ) -> tuple[SegmentHead, bytes]:
-    """Code rows with the cheapest of the models that are paid for, or with a table of their own."""
+    """Code rows with the cheapest of the given models or with a table of their own."""
     own = IndependentModel.fit(codes)
     best, bits, indices, table = Candidate(own, OWN), math.inf, None, b""
     for candidate in candidates:
@@ -221,14 +221,14 @@ def _rows_per_block(bits_per_row: float, model: EntropyModel) -> int:
 
 
 def values_per_row(model: EntropyModel) -> int:
-    """Return how many numbers decoding keeps for each row: its decisions, and what a network's units make of them."""
+    """Return the numbers that decoding keeps per row: its decisions, and the hidden units of a network."""
     decisions = model.latents * bits_per_symbol(model.alphabet)
     return decisions + (len(model.degrees) if isinstance(model, AutoregressiveModel) else 0)
 
 
 @dataclass(frozen=True)
 class StoredSegment:
-    """One segment as it lies in a file; all that is read of it is checked against its head."""
+    """One segment in a file; everything read from it is checked against its head."""
 
     reader: ByteReader
     offset: int
@@ -244,20 +244,20 @@ class StoredSegment:
             raise FormatError(f"the segment at byte {self.offset:,} is not what the index says")
 
     def range_of(self, which: str) -> tuple[int, int]:
-        """Return where a part begins and ends in the file: table, names, labels or entropy."""
+        """Return the start and end of a part in the file."""
         place = PARTS.index(which)
         start = self.offset + self.head.parts_at + sum(part.size for part in self.head.parts[:place])
         return start, start + self.head.parts[place].size
 
     def part(self, which: str) -> bytes:
-        """Read one part; empty where it is not stored."""
+        """Read one part; empty if it is not stored."""
         start, end = self.range_of(which)
         data = self.reader.read(start, end - start)
         check_crc(getattr(self.head, which).crc, self._shown(f"the {which}"), data)
         return data
 
     def texts(self, which: str) -> tuple[str, ...] | None:
-        """Read the names or labels; None where they are not stored."""
+        """Read the names or labels; None if they are not stored."""
         data, rows, shown = self.part(which), self.head.rows, self._shown(f"the {which}")
         if not data:
             return None
@@ -266,12 +266,12 @@ class StoredSegment:
         return framing.unpack_texts(data, rows, shown)
 
     def uncertainty(self) -> NDArray[np.float32] | None:
-        """Read the entropies of the rows; None where they are not stored."""
+        """Read the rows' entropies; None if they are not stored."""
         data, head = self.part("entropy"), self.head
         return unpack_uncertainty(data, head.rows, head.version, self._shown("the uncertainty")) if data else None
 
     def beside(self) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, NDArray[np.float32] | None]:
-        """Check the head, and read names, labels and uncertainty of the rows, each None where it is not stored."""
+        """Check the head, and read names, labels and uncertainty, each None if it is not stored."""
         self.check_head()
         return self.texts("names"), self.texts("labels"), self.uncertainty()
 
@@ -290,7 +290,7 @@ class StoredSegment:
         return data
 
     def raw(self) -> RawSegment:
-        """Read all of it, and check everything but its table and what its blocks decode to."""
+        """Read and check the whole segment, except its table and what its blocks decode to."""
         self.beside()
         table, names, labels, entropy = (self.part(which) for which in PARTS)
         blocks = b"".join(self.block(number) for number in range(len(self.head.words)))
@@ -298,11 +298,11 @@ class StoredSegment:
 
 
 def read_blocks(blocks: Sequence[tuple[StoredSegment, int]], model: EntropyModel) -> list[NDArray[np.uint8]]:
-    """Decode blocks that one model codes, each a segment and its number there, to packed rows."""
+    """Decode (segment, block number) pairs of one model to packed rows."""
     streams, rows, values = [], [], values_per_row(model)
     for segment, number in blocks:
         rows.append(segment.head.rows_of(number))
-        # A few words can claim many rows, and each takes memory for all units of a network.
+        # A few words can claim many rows, each of which needs memory for all hidden units.
         check_limit(rows[-1] * values, framing.MAX_BLOCK_VALUES, "the size of a block, with its network,")
         streams.append(np.frombuffer(segment.block(number)[BLOCK.size :], "<u4").astype(np.uint32))
     decoded = decode_blocks(streams, rows, model)
@@ -313,7 +313,7 @@ def read_blocks(blocks: Sequence[tuple[StoredSegment, int]], model: EntropyModel
 
 @dataclass(frozen=True)
 class RawSegment:
-    """One segment's bytes: table, names, labels and entropy, empty where there are none, and all blocks."""
+    """One segment's bytes: table, names, labels and entropy, empty if not stored, and all blocks."""
 
     head: SegmentHead
     parts: tuple[bytes, bytes, bytes, bytes]
@@ -321,7 +321,7 @@ class RawSegment:
 
     @property
     def chunk(self) -> bytes:
-        """The bytes of its chunk."""
+        """The bytes of the segment's chunk."""
         return b"".join([self.head.start, *self.parts, self.blocks])
 
     @property
@@ -330,14 +330,14 @@ class RawSegment:
         return bool(self.parts[1]), bool(self.parts[2]), bool(self.parts[3])
 
     def having(self, *, number: int | None = None, **parts: bytes) -> RawSegment:
-        """Return the segment with other names, labels or entropy (packed; empty: none), or number of its model."""
+        """Return the segment with other packed names, labels or entropy (empty: none), or model number."""
         data = dict(zip(PARTS, self.parts, strict=True)) | parts
         head = self.head.with_parts(list(data.values()), self.head.number if number is None else number)
         return RawSegment(head, (data["table"], data["names"], data["labels"], data["entropy"]), self.blocks)
 
 
 def as_version(segment: RawSegment, version: int) -> RawSegment:
-    """Return a segment as another version of the format has it."""
+    """Return a segment in another version of the format."""
     head, (_, _, labels, entropy) = segment.head, segment.parts
     if head.version == version:
         return segment
@@ -350,7 +350,7 @@ def as_version(segment: RawSegment, version: int) -> RawSegment:
 
 
 def decode_segment(chunk: bytes, head: SegmentHead, header: Header, candidates: Sequence[Candidate]) -> Codes:
-    """Decode a segment's chunk with one of some models, and read what is stored beside the rows."""
+    """Decode a segment's chunk with its model, and read what is stored beside the rows."""
     segment = StoredSegment(ByteReader(io.BytesIO(chunk)), 0, head)
     if head.model == OWN:
         models = [unpack_model(segment.part("table"), header.latents, header.alphabet)]

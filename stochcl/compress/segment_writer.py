@@ -1,4 +1,4 @@
-"""Coding rows segment by segment: the preamble of an archive, the base of all writers, and the writer of streams."""
+"""Write rows segment by segment: the start of an archive, the base of all writers, and the stream writer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Preamble:
-    """The bytes before the first segment (header, tables, fitted models), and the models to code segments with."""
+    """The bytes before the first segment (header, tables, fitted models), and the models for coding segments."""
 
     def __init__(
         self, header: Header, tables: Tables | None, *, embed: bool, fitted: Sequence[EntropyModel] = (),
@@ -54,7 +54,7 @@ class Preamble:
         self.data = b"".join(parts)
 
     def index(self, writer: SegmentWriter, start: int) -> Index:
-        """Return the index of all that a writer has written, to begin at ``start``."""
+        """Return the index of a writer's segments, for offset ``start``."""
         return Index(
             rows=sum(head.rows for _, head in writer.segments), source_bytes=writer.source_bytes,
             tables=self._tables_at, segments=tuple(writer.segments), skipped=pack_skipped(writer.skipped),
@@ -69,16 +69,16 @@ def _fitted_chunk(model: EntropyModel) -> bytes:
 
 
 SEGMENT_ROWS = 16_384
-"""Rows of a segment: what an interruption loses at most, and what memory holds."""
+"""Rows per segment: the most that an interruption loses or that memory holds."""
 
 SEGMENT_BYTES = 64 << 20
-"""Most bytes of packed rows in a segment."""
+"""Maximum bytes of packed rows in a segment."""
 
 
 class SegmentWriter(ABC):
-    """Codes rows segment by segment with the cheapest of some models, and gives each segment to :meth:`_store`.
+    """Codes rows segment by segment with the cheapest model, and passes each segment to :meth:`_store`.
 
-    A segment counts as written once that has returned; when it raises, its rows wait and may be tried again.
+    A segment counts as written when that returns; if it raises, the rows keep waiting and may be retried.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class SegmentWriter(ABC):
         self.has: tuple[bool, ...] | None = None  # names, labels, uncertainty: whether rows have them
         self._places: list[tuple[int, int]] = []
         self._new_skips: list[tuple[int, str, str]] = []
-        # Unbuffered, so that closing after a failed write does not write again and fail again.
+        # Unbuffered, so that closing after a failed write does not write and fail again.
         self._file: FileIO | None = None
 
     @abstractmethod
     def _store(self, start: int, chunk: bytes, record: Record) -> None:
-        """Put a segment onto the disk, at this place of the file; raise OutputError if that fails."""
+        """Write a segment to disk at this offset; raise OutputError on failure."""
 
     def _opened(self) -> FileIO:
         if self._file is None:
@@ -112,7 +112,7 @@ class SegmentWriter(ABC):
 
     @property
     def _end(self) -> int:
-        """Where the next chunk goes: what a failed write left there is written over."""
+        """Offset of the next chunk; it overwrites what a failed write left there."""
         if not self.segments:
             return self._start
         start, head = self.segments[-1]
@@ -120,7 +120,7 @@ class SegmentWriter(ABC):
 
     @property
     def rows(self) -> int:
-        """Rows written or waiting to be."""
+        """Rows written or waiting."""
         return sum(head.rows for _, head in self.segments) + sum(len(codes) for codes in self._pending)
 
     def add(
@@ -135,7 +135,7 @@ class SegmentWriter(ABC):
         if not len(codes):
             return
         if not self._names:
-            labels = codes.labels  # of their own, or else the first folders of the names
+            labels = codes.labels  # their own, or else the first folders of the names
             if labels is None and codes.names is not None:
                 labels = tuple(map(folder_label, codes.names))
             codes = replace(codes, names=None, labels=labels)
@@ -152,10 +152,10 @@ class SegmentWriter(ABC):
                 self._flush(self._rows)
 
     def add_segment(self, segment: RawSegment, *, source_bytes: int = 0) -> None:
-        """Append the rows of a segment of another archive as they are, without coding them again.
+        """Append the rows of another archive's segment without recoding them.
 
-        They must be of the same latents, and coded with a model that this archive has under the same number. What
-        is waiting is written before.
+        They must have the same latents, and a model that this archive has under the same number. Waiting rows are
+        written first.
         """
         if not self._names:
             _, names, labels, _ = segment.parts
@@ -185,7 +185,7 @@ class SegmentWriter(ABC):
         return name, reason
 
     def _flush(self, rows: int) -> None:
-        """Write the first rows that are waiting as a segment."""
+        """Write the first ``rows`` waiting rows as a segment."""
         waiting = self._pending[0] if len(self._pending) == 1 else Codes.concatenate(self._pending)
         codes, rest = waiting[:rows], waiting[rows:]
         places = self._places[:rows]
@@ -194,14 +194,13 @@ class SegmentWriter(ABC):
         except LimitExceeded:
             if rows == 1:
                 raise
-            self._flush(rows // 2)  # names so long that a segment cannot have so many
+            self._flush(rows // 2)  # names too long for a segment of this many rows
             return
         self._take(head, chunk, places[-1][0] + 1, sum(size for _, size in places))
         self._pending = [rest] if len(rest) else []
         self._places = self._places[rows:]
 
     def _take(self, head: SegmentHead, chunk: bytes, position: int, source_bytes: int) -> None:
-        """Store a segment and count it."""
         skipped = [(name, reason) for at, name, reason in self._new_skips if at < position]
         start = self._end
         record = Record(start + len(chunk), crc(chunk), head.rows, position, source_bytes, skipped)
@@ -213,12 +212,12 @@ class SegmentWriter(ABC):
         self._new_skips = [skip for skip in self._new_skips if skip[0] >= position]
 
     def flush(self) -> None:
-        """Write all rows that are waiting as a segment, even a small one."""
+        """Write all waiting rows as a segment, even a small one."""
         while self._places:
             self._flush(len(self._places))
 
     def _flush_all(self) -> None:
-        """Write what is waiting, and count all images that could not be read."""
+        """Write all waiting rows, and count all images that could not be read."""
         self.flush()
         self.skipped += [(name, reason) for _, name, reason in self._new_skips]
         self._new_skips = []
@@ -227,23 +226,23 @@ class SegmentWriter(ABC):
 class StreamWriter(SegmentWriter):
     """Writes an archive to a file object, front to back; use it in a ``with`` statement.
 
-    The bytes are those that :class:`~stochcl.compress.Writer` writes to a file. Left by an exception, the stream
-    lacks its end, and who reads it says that it is cut short.
+    The bytes are the same as from :class:`~stochcl.compress.Writer`. After an exception the stream lacks its end, and
+    readers report that it is cut short.
 
     Parameters
     ----------
     file : binary file object
-        To be written to; it stays the caller's to close.
+        Open for writing; the caller closes it.
     header, tables, embed_tables, names, uncertainty, segment_rows
-        As of :class:`~stochcl.compress.Writer`; without tables only what is coded already can be written.
+        As in :class:`~stochcl.compress.Writer`; without tables only coded segments can be written.
     chunks : iterable of bytes
-        Fitted models as they stand in an archive; rows that are added are not coded with them.
+        Chunks of fitted models; added rows are not coded with them.
 
     Raises
     ------
     OutputError
-        If it cannot be written, or is a file that another process writes an archive to. A reader that has
-        gone is BrokenPipeError.
+        If it cannot be written, or another process writes an archive to the file. If the reader of a pipe is gone,
+        BrokenPipeError is raised.
     """
 
     def __init__(
@@ -273,7 +272,7 @@ class StreamWriter(SegmentWriter):
             raise OutputError(f"the stream cannot be written to: {os_reason(exc)}.") from exc
 
     def finish(self) -> None:
-        """Write what is waiting, the index and the trailer.
+        """Write the waiting rows, the index and the trailer.
 
         Raises
         ------
@@ -285,9 +284,9 @@ class StreamWriter(SegmentWriter):
         self._closed = True
 
     def outline(self) -> IO[bytes]:
-        """Return a file with what was written but the segments: enough to open it as an archive and report on it."""
+        """Return a file without the segments: enough to open it as an archive and report on it."""
         parts = {0: self._preamble.data, self._end: self._ending}
-        parts |= {start: head.start for start, head in self.segments[:1]}  # whose head the index may leave out
+        parts |= {start: head.start for start, head in self.segments[:1]}  # the index may omit its head
         return cast("IO[bytes]", _Outline(parts))
 
     def __enter__(self) -> Self:
@@ -299,17 +298,17 @@ class StreamWriter(SegmentWriter):
 
 
 def _take(file: IO[bytes]) -> None:
-    """Refuse a file that another process writes to; the lock goes when all that have it open have closed it."""
+    """Refuse a file that another process writes to; the lock ends when all its descriptors are closed."""
     try:
         status = os.fstat(file.fileno())
-    except (AttributeError, OSError):  # it is in memory, say
+    except (AttributeError, OSError):  # for example, in memory
         return
     if stat.S_ISREG(status.st_mode) and not lock(file):
         raise OutputError("another process is writing to this file; wait until it has finished, or give another.")
 
 
 class _Outline(io.RawIOBase):
-    """A file of which only some parts are there, by where they begin."""
+    """A sparse file made of ``parts``, keyed by their offsets."""
 
     def __init__(self, parts: dict[int, bytes]) -> None:
         self._parts = parts

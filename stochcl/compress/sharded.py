@@ -1,4 +1,4 @@
-"""A folder of archives, the shards that many workers wrote, and the manifest that makes it one archive."""
+"""A folder of archives (shards), and the manifest that makes it one archive."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 MANIFEST = "manifest.json"
-"""The file that makes a folder of archives one archive; written last, so that it is the commit."""
+"""The file that makes a folder of shards one archive; written last, as the commit."""
 
 SCHEMA = "stochcl.folder/1"
 
-_MAX_BYTES = 1 << 31  # a thousand shards take 200 kB; the rest is names of skipped images
+_MAX_BYTES = 1 << 31  # a thousand shards take 200 kB; the rest is for names of skipped images
 _MAX_COUNT = 1 << 48  # images, blocks or bytes of a shard
 
 
@@ -50,7 +50,7 @@ class Shard:
     source_bytes: int
 
     def check(self) -> None:
-        """Raise FormatError where this cannot be a file of the folder."""
+        """Raise FormatError if this cannot be a file of the folder."""
         if Path(self.file).name != self.file or self.file in ("", ".", "..") or "\0" in self.file:
             raise FormatError(f"it names {self.file!r}, which is not a file of the folder")
         for name in ("images", "blocks", "bytes", "source_bytes"):
@@ -61,10 +61,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds: the shards in the order of their rows, and the model that made them.
+    """Contents of a folder of shards: the shards in row order, and the model that made them.
 
-    ``tables`` is the file with the decoding tables, where neither the shards nor the package hold them; ``facts`` say
-    what the folder was made from and how: the source's listing, options, images of a shard.
+    ``tables`` is the file with the decoding tables, if neither the shards nor the package have them. ``facts``
+    describe how the folder was made: the source's listing, the options, the images per shard.
     """
 
     shards: tuple[Shard, ...]
@@ -76,17 +76,17 @@ class Manifest:
 
     @property
     def images(self) -> int:
-        """Rows in all."""
+        """Total rows."""
         return sum(shard.images for shard in self.shards)
 
     def to_bytes(self) -> bytes:
-        """Return the file's bytes, JSON in ASCII."""
+        """Return the manifest as ASCII JSON."""
         values = {"schema": SCHEMA, "images": self.images} | asdict(self)
         return (json.dumps(values, indent=1) + "\n").encode("ascii")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """Read the file's bytes."""
+        """Parse a manifest."""
         try:
             values = json.loads(data)
             schema = values.pop("schema")
@@ -112,7 +112,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, int]:
-    """Return the manifest of a folder, and its bytes on disk."""
+    """Return the manifest of a folder, and its size on disk."""
     path = folder / MANIFEST
     with reading(path):
         if not path.is_file():
@@ -130,7 +130,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, int]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Put a manifest into a folder, which makes it an archive."""
+    """Write a manifest to a folder, which makes it an archive."""
     with writing(folder / MANIFEST), replacing(folder / MANIFEST) as file:
         file.write(manifest.to_bytes())
 
@@ -146,39 +146,39 @@ def sha256_of(path: Path) -> str:
         raise
 
 
-_OPEN = 64  # archives that are open at a time, a descriptor each
-_CACHED_BYTES = 64 << 20  # of packed rows, of all shards together
+_OPEN = 64  # archives open at a time, with a descriptor each
+_CACHED_BYTES = 64 << 20  # packed rows, of all shards together
 
 
 def open_archive(
     path: PathLike | IO[bytes], *, tables: Iterable[AnyTables] = (), trusted: bool | None = None
 ) -> Archive | FolderArchive:
-    """Open an archive, or a folder of them that is one."""
+    """Open an archive, or a folder of shards as one archive."""
     if isinstance(path, str | os.PathLike) and os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises at long names
         return FolderArchive(path, tables=tables, trusted=trusted)
     return Archive(path, tables=tables, trusted=trusted)
 
 
 class FolderArchive(ArchiveBase):
-    """The codes in a folder of archives, its shards, which a manifest makes one: rows count through all of them.
+    """The codes in a folder of shards, which a manifest makes one archive; rows count through all shards.
 
-    Shards are opened when their rows are used, up to 64 at a time, and checked against the manifest. It
-    may be used from several threads, after a fork, and pickled (by its path).
+    Shards are opened when their rows are used, up to 64 at a time, and checked against the manifest. The archive may
+    be used from several threads, after a fork, and pickled (by its path).
 
     Parameters
     ----------
     path : path-like
     tables : iterable of Tables or path-like
-        Where to look first for decoding tables that are not in the folder.
+        Searched first for decoding tables that are not in the folder.
     trusted : bool, optional
-        As of :class:`Archive`.
+        As in :class:`Archive`.
 
     Raises
     ------
     SourceError
         If there is no manifest, or a shard is missing.
     FormatError
-        If something is damaged, or is not what the manifest says.
+        If something is damaged or does not match the manifest.
 
     Examples
     --------
@@ -209,11 +209,10 @@ class FolderArchive(ArchiveBase):
 
     @property
     def shards(self) -> Sequence[Archive]:
-        """The archives, in order, each opened when it is looked at."""
+        """The shards in order, each opened on access."""
         return LazyArchives([partial(self._shard, number) for number in range(len(self.manifest.shards))])
 
     def _open(self, number: int) -> Archive:
-        """Open a shard and hold it against the manifest."""
         entry = self.manifest.shards[number]
         archive = Archive(self.path / entry.file, tables=self._extra, trusted=self._trusted)
         archive._limits.share(len(self.manifest.shards))
@@ -232,7 +231,7 @@ class FolderArchive(ArchiveBase):
         return archive
 
     def _shard(self, number: int) -> Archive:
-        """Return a shard; of those opened lately it is still open, and one that is dropped closes when unused."""
+        """Return a shard, from the recently opened ones if possible; a dropped one closes when unused."""
         archive = self._opened.get(number)
         if archive is None:
             archive = self._open(number)
@@ -241,17 +240,17 @@ class FolderArchive(ArchiveBase):
         return archive
 
     def _by_shard(self, rows: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.integer]]]:
-        """Yield shards that have some of these rows, and where among them these are."""
+        """Yield the number of each shard with some of these rows, and the positions of those rows."""
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers).tolist():
             yield number, np.flatnonzero(numbers == number)
 
     @cached_property
     def _filled(self) -> int:
-        """A shard that has rows, or the first."""
+        """The first shard with rows, or 0."""
         return next((i for i, entry in enumerate(self.manifest.shards) if entry.images), 0)
 
-    # What it holds
+    # Contents
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -260,47 +259,46 @@ class FolderArchive(ArchiveBase):
 
     @cached_property
     def tables(self) -> Tables:
-        """The decoding tables; from the shards, the folder, the places given, the package or ``$STOCHCL_MODELS``."""
+        """The decoding tables: from the shards, the folder, ``tables``, the package or ``$STOCHCL_MODELS``."""
         tables = self._shard(0).tables
-        self._extra = (tables, *self._extra)  # found at once by shards that are opened later
+        self._extra = (tables, *self._extra)  # so that shards opened later find them at once
         return tables
 
     @property
     def _tables_bytes(self) -> int:
-        """Bytes of the tables that lie in the folder as a file."""
         return 0 if self.manifest.tables is None else len(self.tables.data)
 
     @property
     def external_bytes(self) -> int:
-        """Bytes of the decoder that the folder needs and does not hold."""
+        """Bytes of the decoder if it is not stored in the folder, else 0."""
         return 0 if self._tables_bytes else self._shard(0).external_bytes
 
     @property
     def own_table_rows(self) -> int:
-        """Rows of segments that are coded with a table of their own, for which the model's were no better."""
+        """Rows in segments with a table of their own, which beat the shared models there."""
         return sum(archive.own_table_rows for archive in self.shards)
 
     @property
     def main_model(self) -> EntropyModel:
-        """The entropy model that most rows of the largest shard are coded with."""
+        """The entropy model that codes most rows of the largest shard."""
         images = [entry.images for entry in self.manifest.shards]
         return self._shard(images.index(max(images))).main_model
 
     @property
     def size(self) -> int:
-        """Bytes of the shards, the manifest, and the tables beside them."""
+        """Bytes of the shards, the manifest, and the tables' file."""
         return sum(entry.bytes for entry in self.manifest.shards) + self._manifest_bytes + self._tables_bytes
 
     def parts(self) -> dict[str, int]:
-        """Return the folder's bytes by what they are for; the manifest counts as index. They add up to its size."""
+        """Return the folder's bytes by purpose; the manifest counts as index. They sum to its size."""
         total = {"codes": 0, "tables": self._tables_bytes, "names": 0, "index": self._manifest_bytes, "header": 0}
         for archive in self.shards:
             for name, size in archive.parts().items():
-                total[name] = total.get(name, 0) + size  # also those that few archives have: uncertainty
+                total[name] = total.get(name, 0) + size  # some archives have more, such as uncertainty
         return total
 
     def verify(self, progress: Progress = silent) -> None:
-        """Read and check every shard, against the manifest and by itself.
+        """Read and check every shard, also against the manifest.
 
         Raises
         ------
@@ -354,7 +352,7 @@ class FolderArchive(ArchiveBase):
         return self._shard(self._filled)._stored(which)
 
     def _texts_of(self, which: str) -> Callable[[int], Sequence[str]]:
-        def read(number: int) -> Sequence[str]:  # also when the folder has been closed
+        def read(number: int) -> Sequence[str]:  # works after the folder is closed
             with self._open(number) as archive:
                 return tuple(getattr(archive, which))
 
@@ -363,7 +361,7 @@ class FolderArchive(ArchiveBase):
     # Closing, pickling
 
     def close(self) -> None:
-        """Close the shards that are open."""
+        """Close all open shards."""
         for number in range(len(self.manifest.shards)):
             if (archive := self._opened.get(number)) is not None:
                 archive.close()
@@ -378,7 +376,7 @@ class FolderArchive(ArchiveBase):
 
 
 class LazyArchives(Sequence[Archive]):
-    """Archives that are opened when they are used, each by a function."""
+    """Archives that are opened on access, each by a function."""
 
     def __init__(self, openers: Sequence[Callable[[], Archive]]) -> None:
         self._openers = openers
@@ -391,10 +389,10 @@ class LazyArchives(Sequence[Archive]):
 
 
 def join(opened: Sequence[Archive | FolderArchive]) -> tuple[LazyArchives, list[str], bool]:
-    """Put archives and the shards of folders one after the other.
+    """Concatenate archives and the shards of folders.
 
-    Also return what messages call them, and whether a folder has decoding tables as a file, which none of them need
-    have then.
+    Also return their names for messages, and whether a folder has a file of decoding tables, which the archives then
+    need not have.
     """
     openers: list[Callable[[], Archive]] = []
     names = []

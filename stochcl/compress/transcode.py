@@ -1,4 +1,4 @@
-"""An archive written anew from another: fewer latents, refitted models, other names, labels or tables."""
+"""Rewrite an archive: fewer latents, refitted models, other names, labels or tables."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 _SAMPLE = 1 << 16  # rows that models are fitted to
-_RUN = 1 << 10  # rows that are read one after the other, so that few blocks are decoded
-_STREAM = 128 + 64  # bits that a block's own head, its entry in the segment's, and the ends of its stream take
-_BLOCK = 1 << 16  # bits of a block
+_RUN = 1 << 10  # consecutive rows per run, so that few blocks are decoded
+_STREAM = 128 + 64  # overhead of a block in bits: its head, its entry in the segment's head, its stream's ends
+_BLOCK = 1 << 16  # bits per block
 
 
 def sample(archive: Archive) -> Codes:
-    """Return up to 65,536 rows, runs of them from everywhere, without names."""
+    """Return up to 65,536 rows, in runs spread over the archive, without names."""
     starts, run = np.zeros(1, np.int64), len(archive)
     if len(archive) > _SAMPLE:
         starts, run = np.linspace(0, len(archive) - _RUN, _SAMPLE // _RUN).astype(np.int64), _RUN
@@ -48,7 +48,7 @@ def sample(archive: Archive) -> Codes:
 def fit_models(codes: Codes, rows: int, *, progress: Progress = silent) -> list[EntropyModel]:
     """Fit an independent and a linear autoregressive model to a sample of ``rows`` rows.
 
-    The latter is left out where all rows together have less than a bit for each of its weights: it could not pay.
+    The second is left out if all rows take less than a bit per weight, because it could not pay for itself.
     """
     if not len(codes):
         return []
@@ -60,12 +60,12 @@ def fit_models(codes: Codes, rows: int, *, progress: Progress = silent) -> list[
 
 
 def price(model: EntropyModel) -> int:
-    """Return the bits that storing a model takes, its place in the index included."""
+    """Return the bits for storing a model, including its entry in the index."""
     return 8 * (CHUNK.size + 4 + len(pack_model(model)) + FITTED.size)
 
 
 def cost(candidates: Sequence[Candidate], codes: Codes) -> tuple[float, list[float]]:
-    """Return the bits of a segment with a table of its own, that included, and with each of some models."""
+    """Return the bits of a segment with its own table, including the table, and with each candidate."""
     own = IndependentModel.fit(codes)
     return own.ideal_bits(codes) + 8 * len(pack_model(own)), [c.cost(codes)[0] for c in candidates]
 
@@ -74,7 +74,7 @@ def choose(
     segments: Iterable[Codes], given: Sequence[Candidate], models: Sequence[EntropyModel], *,
     before: float | None = None, progress: Callable[[int], None] = lambda rows: None,
 ) -> list[EntropyModel]:  # fmt: skip
-    """Return those of some models that save more, over all segments, than it takes to store them."""
+    """Return the models that save more, over all segments, than storing them costs."""
     candidates = [*given, *(Candidate(model) for model in models)]
     base, spent, rows = [], [], 0
     for codes in segments:
@@ -95,7 +95,7 @@ def choose(
 
 
 def _greedy(base: NDArray[np.float64], spent: NDArray[np.float64], prices: Sequence[int]) -> list[int]:
-    """Take the model that saves most beyond its price, then the next, as long as there is one."""
+    """Choose models greedily: at each step the one with the largest saving beyond its price."""
     chosen: list[int] = []
     while True:
         gains = {
@@ -111,17 +111,17 @@ def _greedy(base: NDArray[np.float64], spent: NDArray[np.float64], prices: Seque
 
 
 def segments_of(archive: Archive, cut: Callable[[Codes], Codes]) -> Iterable[Codes]:
-    """Yield all rows as an archive of some of the latents will have them, a segment at a time, without names."""
+    """Yield all rows after ``cut``, a segment at a time, without names."""
     for start in range(0, len(archive), SEGMENT_ROWS):
         rows = np.arange(start, min(start + SEGMENT_ROWS, len(archive)))
         yield cut(archive.header.codes(archive._packed(rows)))
 
 
 def cumulative(candidates: Sequence[Candidate], codes: Codes) -> NDArray[np.float64]:
-    """Return what the first latents of a segment cost, for every number of them: bits, shape (D,).
+    """Return the bits of the first k latents of a segment for every k, shape (D,).
 
-    Exact for every model, as the cost of a latent does not depend on what follows. A table of a segment's own counts
-    where it pays; its own bytes do not, as they are not the codes'.
+    This is exact, because a latent's cost does not depend on later ones. A segment's own table is used where it
+    pays; its size is not counted, because it is not part of the codes.
     """
     own = IndependentModel.fit(codes)
     table = np.arange(1, codes.latents + 1) * (8 * len(pack_model(own)) / codes.latents)
@@ -134,12 +134,11 @@ def cumulative(candidates: Sequence[Candidate], codes: Codes) -> NDArray[np.floa
 
 @dataclass(frozen=True)
 class Transcoding:
-    """An archive that is written anew, at any width.
+    """An archive to be rewritten, at any width.
 
-    ``embed``, ``names`` and ``uncertainty`` say what the new one stores. ``labels`` gives the labels of rows by
-    their names; without it, stored ones are kept. ``models`` are fitted to all the latents that are kept; the ones
-    that pay for themselves are stored. ``columns`` are the latents to keep, ascending, before ``latents`` cuts
-    them; by default all.
+    ``embed``, ``names`` and ``uncertainty`` say what the new one stores. ``labels`` returns labels for the names of
+    rows; without it, stored ones are kept. ``models`` are fitted to all kept latents; those worth their size are
+    stored. ``columns`` are the latents to keep, ascending, before ``latents`` cuts them; by default all.
     """
 
     archive: Archive
@@ -152,18 +151,18 @@ class Transcoding:
 
     @property
     def width(self) -> int:
-        """How many latents there are to keep."""
+        """Number of latents before the cut."""
         return self.archive.header.latents if self.columns is None else len(self.columns)
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """The widths that a rate may choose: rungs of the model's ladder and the full width; of a selection, all."""
+        """Widths that a rate may choose: rungs of the model's ladder and the full width, or any for a selection."""
         if self.columns is not None or self.archive.header.selection is not None:
             return tuple(range(1, self.width + 1))
         return (*(rung for rung in self.archive.tables.ladder if rung < self.width), self.width)
 
     def header(self, latents: int) -> Header:
-        """Return the header of an archive of the first ``latents`` latents."""
+        """Return the header of an archive with the first ``latents`` latents."""
         header = self.archive.header
         chosen = range(header.latents) if self.columns is None else self.columns
         of_model = range(header.model_latents) if header.selection is None else header.selection
@@ -172,7 +171,7 @@ class Transcoding:
         return replace(header, latents=latents, selection=None if prefix else kept)
 
     def cut(self, codes: Codes, latents: int) -> Codes:
-        """Cut codes to the first ``latents`` of the latents that are kept."""
+        """Cut codes to the first ``latents`` of the kept latents."""
         if self.columns is None:
             return codes if latents == codes.latents else codes.prefix(latents)
         return pick(codes, self.columns[:latents])
@@ -183,7 +182,7 @@ class Transcoding:
         return self.archive.tables.candidates(latents, header.selection)
 
     def costs(self) -> NDArray[np.float64]:
-        """Return the bits per image that every prefix costs, shape (D,)."""
+        """Return the bits per image of every prefix, shape (D,)."""
         total = np.zeros(self.width)
         candidates = [*self.given(self.width), *(Candidate(model) for model in self.models)]
         for codes in segments_of(self.archive, lambda codes: self.cut(codes, self.width)):
@@ -193,9 +192,9 @@ class Transcoding:
     def write(
         self, path: PathLike, latents: int, *, force: bool = False, resume: bool = False, progress: Progress = silent
     ) -> float:
-        """Write the first ``latents`` latents; return the bits per image that their codes take on disk.
+        """Write the first ``latents`` latents; return the bits per image of their codes on disk.
 
-        Segments whose codes stay what they are move without being coded again.
+        Segments with unchanged codes are copied without recoding.
         """
         archive, header = self.archive, self.header(latents)
         same = header.latents == archive.header.latents
@@ -225,7 +224,7 @@ class Transcoding:
             return written.parts()["codes"] * 8 / max(1, len(written))
 
     def _chosen(self, latents: int, *, same: bool, progress: Callable[[int], None]) -> list[EntropyModel]:
-        """Return the fitted models that pay for themselves; none where the segments had better stay as they are."""
+        """Return the fitted models that pay for themselves; none if the segments are better left unchanged."""
         archive = self.archive
         if same and not self.models:
             return []
@@ -240,14 +239,14 @@ class Transcoding:
         )
 
     def _change(self, segment: RawSegment) -> RawSegment:
-        """Give a segment that stays as it is its new labels."""
+        """Give a copied segment its new labels."""
         if self.labels is None:
             return segment
         names = unpack_texts(segment.parts[1], segment.head.rows, "the names of a segment")
         return segment.having(labels=pack_labels(self.labels(names), segment.head.version))
 
     def _recode(self, writer: Writer, latents: int, progress: Progress) -> None:
-        """Give a writer the rows, cut, from its position on."""
+        """Write the cut rows from the writer's position on."""
         bytes_of, total = self.archive.source_bytes, max(1, len(self.archive))
         for codes in stored_codes(self.archive, writer.position):
             cut = self.cut(codes, latents)
@@ -260,14 +259,14 @@ class Transcoding:
 
 
 def _cut(model: EntropyModel, columns: Sequence[int] | None) -> EntropyModel | None:
-    """Return a model of these latents, if it can be had: a network has none for latents without those before them."""
+    """Return a model of these latents, or None for a network, which needs all earlier latents."""
     if columns is None or list(columns) == list(range(len(columns))):
         return model if columns is None else model.prefix(len(columns))
     return model.select(columns) if isinstance(model, IndependentModel) else None
 
 
 def _spent(archive: Archive) -> float:
-    """Return the bits that codes take in an archive, with the models that it holds for them."""
+    """Return the bits of an archive's codes, including the models stored for them."""
     heads = [segment.head for segment in archive._segments]
     fitted = sum(size + FITTED.size for _, size in archive._index.fitted)
     return 8.0 * (fitted + sum(head.payload + head.table.size for head in heads))

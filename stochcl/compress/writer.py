@@ -1,4 +1,4 @@
-"""Writing an archive to a partial file with a journal; it becomes the archive by rename."""
+"""Write an archive to a partial file with a journal, which becomes the archive by rename."""
 
 from __future__ import annotations
 
@@ -58,27 +58,27 @@ _FACTS = {
     "label_level": "--label-level",
     "segment_rows": "size of segments",
 }
-"""What the journal keeps of a run, as a person knows it."""
+"""The journal's facts about a run, in a user's words."""
 
 
 class JournaledWriter(SegmentWriter):
-    """A segment writer whose segments are on the disk, and in a journal, as soon as they are full.
+    """A segment writer that puts each full segment on disk and into a journal.
 
-    However it ends, a second one goes on after the last intact segment: :meth:`_replay`.
+    After any interruption, another writer continues after the last intact segment: :meth:`_replay`.
     """
 
     path: Path
     _journal: Journal
     _lock: WriteLock | None = None
     _kept = False
-    """Whether rows that waited for a full segment are on the disk."""
+    """Whether waiting rows were put on disk."""
 
     def _writing(self) -> AbstractContextManager[None]:
-        """Turn a failure of the disk into an OutputError."""
+        """Turn an OSError into an OutputError."""
         return writing(self.path)
 
     def _store(self, start: int, chunk: bytes, record: Record) -> None:
-        """Write a segment, and then say so in the journal."""
+        """Write a segment, then its record in the journal."""
         file = self._opened()
         with self._writing():
             file.seek(start)
@@ -87,9 +87,9 @@ class JournaledWriter(SegmentWriter):
             self._journal.append(record)
 
     def keep(self) -> None:
-        """Put the rows that wait for a full segment onto the disk, where a resumption takes them back.
+        """Write the waiting rows to disk, where a resumed run takes them back.
 
-        What is stored already is asked of the journal: an interruption may come before this object knows it.
+        The journal says what is stored, because an interruption may come before this object knows it.
         """
         if self._file is None or not self._places:
             return
@@ -113,11 +113,11 @@ class JournaledWriter(SegmentWriter):
         self._kept = True
 
     def _replay(self, records: Sequence[Record]) -> list[Record]:
-        """Take over the segments that the journal has, up to the first that is not sound; return their records."""
+        """Take over the journal's segments up to the first damaged one; return their records."""
         file, end, sound = self._opened(), self._start, list[Record]()
         for record in records:
             if record.waiting is not None and record is not records[-1]:
-                continue  # what was written since then stands in its place
+                continue  # later segments replace it
             file.seek(end)
             chunk = read_all(file, record.end - end)
             try:
@@ -138,14 +138,14 @@ class JournaledWriter(SegmentWriter):
         return sound
 
     def _take_over(self, head: SegmentHead, chunk: bytes, record: Record) -> None:
-        """Count a segment that an earlier run has written."""
+        """Count a segment that an earlier run wrote."""
         self.segments.append((record.end - len(chunk), head))
         self.source_bytes += record.source_bytes
         self.skipped += record.skipped
         self.position = record.position
 
     def _take_back(self, head: SegmentHead, chunk: bytes, record: Record) -> None:
-        """Let rows wait again that were waiting when an earlier run was interrupted."""
+        """Restore rows that were waiting when an earlier run was interrupted."""
         waiting = record.waiting or {}
         codes = decode_segment(chunk, head, self.header, self._candidates)
         uncertainty = waiting["uncertainty"]
@@ -158,7 +158,7 @@ class JournaledWriter(SegmentWriter):
 
     @abstractmethod
     def finish(self) -> None:
-        """Write what is waiting, and complete the archive."""
+        """Write the waiting rows, and complete the archive."""
 
     @abstractmethod
     def _leave(self, kind: type[BaseException]) -> None:
@@ -170,7 +170,7 @@ class JournaledWriter(SegmentWriter):
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if kind is not None:
             self._leave(kind)
-        elif self._file is not None:  # not finished or closed already
+        elif self._file is not None:  # neither finished nor closed
             try:
                 self.finish()
             except BaseException as error:
@@ -184,14 +184,13 @@ class JournaledWriter(SegmentWriter):
         self._journal.close()
 
     def _release(self) -> None:
-        """Let others write to the path."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
 
 def open_for_changes(path: Path) -> FileIO:
-    """Open an existing file to be changed in place."""
+    """Open an existing file for changes in place."""
     try:
         with writing(path):
             return path.open("r+b", buffering=0)
@@ -205,10 +204,9 @@ class Writer(JournaledWriter):
     """Writes an archive row after row; use it in a ``with`` statement.
 
     The bytes go to ``path`` + ``.partial``, a journal to ``path`` + ``.partial.journal``. When the block ends
-    well, the partial file is completed and renamed; so ``path`` is complete or not there. When it ends by an
-    exception, segments that are on disk stay for ``resume``; without any, nothing stays. An interruption, and a
-    source that fails, also keep the rows that wait for a full segment. The same rows give the same bytes, whether the
-    writing was interrupted or not.
+    normally, the partial file is completed and renamed, so ``path`` is complete or absent. When it ends by an
+    exception, segments on disk stay for ``resume``; if there are none, nothing stays. An interruption or a failing
+    source also keeps the rows that wait for a full segment. The same rows give the same bytes, interrupted or not.
 
     Parameters
     ----------
@@ -216,35 +214,35 @@ class Writer(JournaledWriter):
         The archive.
     header : Header
     tables : Tables
-        Those that ``header.tables_sha256`` names.
+        Named by ``header.tables_sha256``.
     embed_tables : bool
-        Whether to put the decoder into the archive; otherwise readers need it in the package.
+        Whether to put the decoder into the archive; otherwise readers need it from the package.
     fitted : sequence of IndependentModel or AutoregressiveModel
         Entropy models fitted to these codes, to store in the archive for all segments.
     names, uncertainty : bool
-        Whether to store the rows' names and uncertainty, where they have them.
+        Whether to store the rows' names and uncertainty, if they have them.
     force : bool
         Replace an existing archive or partial file.
     resume : bool
-        Continue an existing partial file; ``position`` says where. Without one, begin.
+        Continue an existing partial file; ``position`` says where. Without one, start.
     facts : dict
-        JSON values that a partial file must share to be continued: source listing, options.
+        JSON values that must match to continue a partial file: source listing, options.
     segment_rows : int
-        Rows of a segment.
+        Rows per segment.
 
     Attributes
     ----------
     position : int
-        Where in the source to begin: 0, or where the last segment of a resumed run ended.
+        Position in the source to start from: 0, or the end of a resumed run's last segment.
     skipped : list of (name, reason)
         All images that could not be read.
 
     Raises
     ------
     UsageError
-        If there is an output or a partial file already, or one that belongs to another run.
+        If there is already an output or partial file, or one of another run.
     OutputError
-        If the disk is full, the folder missing, or writing not allowed; or another writer is at work on the path.
+        If the disk is full, the folder missing, or writing not allowed; or if another writer holds the path.
     """
 
     def __init__(
@@ -262,7 +260,7 @@ class Writer(JournaledWriter):
         self._journal = Journal(self.path.with_name(self.path.name + ".partial.journal"))
         own = {"header": crc(self._preamble.data), "names": names, "uncertainty": uncertainty}
         own |= {"segment_rows": segment_rows}
-        self._facts: dict[str, Any] = json.loads(json.dumps(own | (facts or {})))  # as the journal gives them back
+        self._facts: dict[str, Any] = json.loads(json.dumps(own | (facts or {})))  # as the journal returns them
         self._begin(force=force, resume=resume)
 
     # The state of a run
@@ -272,13 +270,13 @@ class Writer(JournaledWriter):
             with self._writing():
                 check_output(self.path, None, force=force)
                 self._lock = WriteLock(self.path, escape_name(self.path))
-                check_output(self.path, None, force=force)  # again: who had it until now may have put a file there
+                check_output(self.path, None, force=force)  # again: the previous holder may have put a file there
                 there = self._look(force=force, resume=resume)
                 if resume and there and not self._only_begun():
                     self._resume()
                     return
         except BaseException:
-            self.close()  # what an earlier run left is not ours to delete
+            self.close()  # keep what an earlier run left
             raise
         try:
             with self._writing():
@@ -290,7 +288,7 @@ class Writer(JournaledWriter):
             raise
 
     def _look(self, *, force: bool, resume: bool) -> bool:
-        """Tell whether there is a partial file; refuse to replace it unasked."""
+        """Return whether there is a partial file; refuse to replace it unasked."""
         there = self.partial.exists()
         if there and not (force or resume):
             raise OutputExists(
@@ -300,7 +298,7 @@ class Writer(JournaledWriter):
         return there
 
     def _only_begun(self) -> bool:
-        """Tell whether a run ended before it had written down what it was about: it has no segment to go on with."""
+        """Return whether a run ended before its journal had any facts, so that there is no segment to continue."""
         if self.partial.stat().st_size > len(self._preamble.data):
             return False
         return not self._journal.path.exists() or b"\n" not in self._journal.path.read_bytes()
@@ -323,7 +321,7 @@ class Writer(JournaledWriter):
         self._journal.start(self._facts, self._replay(found.records))
 
     def _differences(self, facts: dict[str, Any] | None) -> str:
-        """Say how a journal's facts are others than this run's."""
+        """Describe how a journal's facts differ from this run's."""
         if facts is None:
             return "its journal is damaged, or another run's; pass --force in place of --resume to start over."
         asked = self._facts
@@ -341,7 +339,7 @@ class Writer(JournaledWriter):
     # The end
 
     def finish(self) -> None:
-        """Write what is waiting, the index and the trailer, and give the archive its name.
+        """Write the waiting rows, the index and the trailer, and rename the archive into place.
 
         Raises
         ------
@@ -368,26 +366,26 @@ class Writer(JournaledWriter):
         self._release()
 
     def _abandon(self) -> None:
-        """Leave nothing behind, unless there are rows on the disk."""
+        """Delete the partial file, unless it has rows."""
         if self.segments or self._kept:
             self.close()
         else:
             self.discard()
 
     def discard(self) -> None:
-        """Close and delete the partial file and its journal: what is in them is of no use."""
+        """Close and delete the partial file and its journal."""
         self._close_files()
-        if self._lock is not None:  # else they are another writer's by now
-            with suppress(OSError):  # an error that led here is the one to tell
+        if self._lock is not None:  # otherwise they may be another writer's
+            with suppress(OSError):  # report the original error
                 self.partial.unlink(missing_ok=True)
                 self._journal.remove()
         self._release()
 
     def _leave(self, kind: type[BaseException]) -> None:
-        """Close after an exception; an interruption, and a source that fails, keep all rows."""
+        """Close after an exception; an interruption or a failing source keeps all rows."""
         try:
             if issubclass(kind, KeyboardInterrupt | SourceError):
-                with suppress(StochclError, OSError):  # what led here is what to tell
+                with suppress(StochclError, OSError):  # report the original error
                     self.keep()
         finally:
             self._abandon()

@@ -1,4 +1,4 @@
-"""Files and archives of a source: read whole or at any offset, and whose fault it is where that fails."""
+"""Read files and archives of a source, whole or at any offset, and classify read errors."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# O_NONBLOCK: should a name turn into a pipe between listing and opening, opening must not wait for a writer.
+# O_NONBLOCK: if a name became a pipe between listing and opening, opening must not wait for a writer.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 PROBE = 1 << 16
-"""Bytes of a file that any format of images is known by."""
+"""Bytes at the start of a file that identify any image format."""
 
 _OF_ONE_FILE = frozenset([errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL])
 _MOST_OPEN = 256  # archives that a process keeps open
 
 
 def is_environment_fault(exc: OSError) -> bool:
-    """Tell whether an error is of the disk, network or file table, or a file that is gone, rather than of one file.
+    """Return whether an error concerns the disk, network or file table, or a vanished file, and not just one file.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def is_environment_fault(exc: OSError) -> bool:
 
 
 def read_error(exc: OSError, what: str = "it") -> ImageError | EnvironmentFault:
-    """Return the error for a listed image whose file or archive cannot be read; its message is the reason alone."""
+    """Return the error for a listed image whose file or archive cannot be read; the message is only the reason."""
     kind = EnvironmentFault if is_environment_fault(exc) else ImageError
     return kind(f"{what} cannot be read: {os_reason(exc)}")
 
@@ -54,7 +54,7 @@ def read_regular(path: PathLike, limit: int) -> bytes:
 
 
 def read_listed(path: PathLike, limit: int) -> bytes:
-    """Read a regular file that a listing has found, as :func:`read_regular` does."""
+    """Read a regular file from a listing, as :func:`read_regular` does."""
     try:
         return _read_regular(path, limit)
     except OSError as exc:
@@ -70,7 +70,7 @@ def _read_regular(path: PathLike, limit: int) -> bytes:
         if status.st_size > limit:
             raise ImageError(f"it has {status.st_size:,} bytes, and the limit is {limit:,}")
         data = read_all(file, status.st_size + 1)
-        if len(data) > status.st_size:  # the file has grown: go on to its end
+        if len(data) > status.st_size:  # the file has grown: read on to its end
             data += read_all(file, limit + 1 - len(data))
         if len(data) > limit:
             raise ImageError(f"it has more than {limit:,} bytes, the limit")
@@ -78,9 +78,9 @@ def _read_regular(path: PathLike, limit: int) -> bytes:
 
 
 class RandomFile:
-    """A file that any thread may read at any offset, opened when first needed; pickles as its path.
+    """A file that any thread may read at any offset, opened on first use; pickles as its path.
 
-    It stays open, unless too many others do: then it is opened for every read.
+    It stays open unless too many others are; then it is opened for every read.
     """
 
     _open_files: ClassVar[int] = 0
@@ -99,16 +99,16 @@ class RandomFile:
         self.__init__(state["path"])  # type: ignore[misc]
 
     def status(self) -> tuple[int, int]:
-        """Return its size, and when it was last changed, in nanoseconds."""
+        """Return the size, and the modification time in nanoseconds."""
         status = self.path.stat()
         return status.st_size, status.st_mtime_ns
 
     def opened(self) -> Any:
-        """Open it for somebody else to read and close."""
+        """Open the file; the caller reads and closes it."""
         return self.path.open("rb")
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """Return ``count`` bytes at ``offset``, fewer where the file ends before."""
+        """Return ``count`` bytes at ``offset``, fewer at the end of the file."""
         file = self._file or self._open()
         if file is None:
             with self.path.open("rb") as once:
@@ -121,7 +121,7 @@ class RandomFile:
         return pread_all(file.fileno(), offset, count)
 
     def _open(self) -> Any:
-        """Open the file to stay open; return None where too many are."""
+        """Return the file, opened to stay open, or None if too many are open."""
         with self._lock:
             if self._file is None and self._count():
                 try:
@@ -149,24 +149,24 @@ class RandomFile:
 
 
 class RemoteFile:
-    """A file behind a URL that any thread may read at any offset; the server must give parts."""
+    """A file behind a URL that any thread may read at any offset; the server must support ranges."""
 
     def __init__(self, url: str) -> None:
         self.path, self._remote = url, Remote(url)
 
     def status(self) -> tuple[int, int]:
-        """Return its size, and when it was last changed, in nanoseconds, 0 where that is not said."""
+        """Return the size, and the modification time in nanoseconds, 0 if unknown."""
         system, place = self._remote.opened()
         info = system.info(place)
         return int(info.get("size") or 0), time_of(info)
 
     def opened(self) -> Any:
-        """Open it for somebody else to read and close."""
+        """Open the file; the caller reads and closes it."""
         system, place = self._remote.opened()
         return system.open(place, "rb")
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """Return ``count`` bytes at ``offset``, fewer where the file ends before."""
+        """Return ``count`` bytes at ``offset``, fewer at the end of the file."""
         with url_errors(self.path):
             system, place = self._remote.opened()
             return bytes(system.cat_file(place, start=offset, end=offset + count)) if count else b""
@@ -176,14 +176,14 @@ _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified")
 
 
 def time_of(info: dict[str, Any]) -> int:
-    """Return when a file was last changed, in nanoseconds, 0 where that is not said."""
+    """Return a file's modification time in nanoseconds, 0 if unknown."""
     value = next((info[key] for key in _TIMES if key in info), 0)
     value = value.timestamp() if isinstance(value, datetime) else value
     return int(value * 1e9) if isinstance(value, int | float) else 0
 
 
 def most_open() -> int:
-    """Return how many archives may stay open: a quarter of the files that the system allows this process."""
+    """Return how many archives may stay open: a quarter of this process's limit on open files."""
     try:
         import resource
     except ImportError:  # Windows

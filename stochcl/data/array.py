@@ -1,4 +1,4 @@
-"""Images and embeddings in NumPy array files, and samples of rows."""
+"""Images and embeddings in NumPy array files, and samples of their rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stochcl.data.preprocess import Preprocess
 
 MAGIC = b"\x93NUMPY"
-"""The bytes that a .npy file begins with."""
+"""The first bytes of a .npy file."""
 
 _WANTED = (
     "a .npy source is either embeddings (two-dimensional float16, float32 or float64, one row each) or "
@@ -69,7 +69,7 @@ class ArraySource(ImageSource):
 
 
 def row_names(rows: Iterable[int], total: int) -> tuple[str, ...]:
-    """Name rows by their number, padded so that the bytewise order is the order of the rows.
+    """Name rows by their numbers, padded so that bytewise order is row order.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def row_names(rows: Iterable[int], total: int) -> tuple[str, ...]:
 
 
 def map_array(path: Path) -> NDArray[Any]:
-    """Map a .npy file into memory, read-only, after checking that it holds embeddings or images."""
+    """Memory-map a .npy file, read-only, and check that it holds embeddings or images."""
     shown = escape_name(path)
     with reading(path, "this .npy file"), path.open("rb") as file:
         head = file.read(32)
@@ -100,14 +100,14 @@ def map_array(path: Path) -> NDArray[Any]:
 
 
 def load_array(path: Path, what: str, error: type[StochclError] = SourceError) -> NDArray[Any]:
-    """Map a .npy file into memory, read-only, whatever it holds but a pickle."""
+    """Memory-map any .npy file except a pickle, read-only."""
     try:
         with reading(path, what, error):
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
             return array
     except StochclError:
         raise
-    except Exception as exc:  # the header is Python text, with every error that damaged text can cause
+    except Exception as exc:  # the header is Python text, and damaged text can cause any error
         if "Python objects" in str(exc):
             raise error(
                 f"{escape_name(path)}: this array holds Python objects (a pickle), which are never loaded; {_WANTED}."
@@ -116,7 +116,7 @@ def load_array(path: Path, what: str, error: type[StochclError] = SourceError) -
 
 
 def shape_of(array: NDArray[Any]) -> str:
-    """Write the shape of an array."""
+    """Return the shape of an array as text."""
     return " x ".join(map(str, array.shape)) or "no dimension"
 
 
@@ -132,24 +132,24 @@ def _hint(array: NDArray[Any]) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MatrixBatch:
-    """Consecutive rows of a matrix, those that are finite and those that are not.
+    """Consecutive rows of a matrix, split into finite rows and failures.
 
     Parameters
     ----------
     rows : range
         Positions in the source that the batch covers.
     positions : tuple of int
-        Those of the finite rows.
+        Positions of the finite rows.
     names : tuple of str
         Names of the finite rows: their numbers in the file, zero-padded.
     vectors : ndarray of float32, shape (B, dim)
         The finite rows, in the order of ``names``.
     failures : tuple of Failure
-        The others.
+        The other rows.
     source_bytes : int
-        Bytes of the finite rows as they are stored.
+        Stored bytes of the finite rows.
     labels : tuple of str, optional
-        Of the finite rows, where the source itself has them.
+        Labels of the finite rows, if the source has them.
     """
 
     rows: range
@@ -163,12 +163,12 @@ class MatrixBatch:
 
     @property
     def inputs(self) -> NDArray[np.float32]:
-        """What an encoder takes: the finite rows."""
+        """Input for an encoder: the finite rows."""
         return self.vectors
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each of them as it is stored."""
+        """Stored bytes of each finite row."""
         return [self.source_bytes // max(1, len(self.names))] * len(self.names)
 
     @classmethod
@@ -176,7 +176,7 @@ class MatrixBatch:
         cls, start: int, names: Sequence[str], vectors: NDArray[np.float32], row_bytes: int,
         reasons: dict[int, str] | None = None, labels: Sequence[str] | None = None,
     ) -> MatrixBatch:  # fmt: skip
-        """Return a batch of rows, less those that there are ``reasons`` to leave out, or that are not finite."""
+        """Return a batch of rows, leaving out rows with ``reasons`` and rows that are not finite."""
         finite = np.isfinite(vectors).all(axis=1)
         bad = dict.fromkeys(np.flatnonzero(~finite).tolist(), "the row holds a value that is not a finite float32")
         bad |= reasons or {}
@@ -198,21 +198,21 @@ class MatrixSource:
     Parameters
     ----------
     path : Path or sequence of Path
-        The file, or files whose rows follow each other; of several, all have rows of one width and type.
+        The file, or files that are concatenated; all must have the same width and type.
     rows : ndarray of int64, optional
-        Take these rows of it, ascending; all by default.
+        Rows to take, ascending; all by default.
 
     Attributes
     ----------
     total, dim, row_bytes : int
-        Rows of the files, numbers of a row, and its bytes as they are stored.
+        Rows of the files, numbers per row, and stored bytes per row.
 
     Raises
     ------
     SourceError
         If a file cannot be read or holds something else.
     UsageError
-        If several do not fit together.
+        If several files do not fit together.
     """
 
     kind: ClassVar[str] = "matrix"
@@ -246,14 +246,14 @@ class MatrixSource:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The rows' numbers, zero-padded; of several files they go on from one to the next."""
+        """The rows' numbers, zero-padded; they count through all files."""
         return row_names(self._numbers(0, len(self)), self.total)
 
     def _numbers(self, start: int, stop: int) -> Sequence[int]:
         return range(start, stop) if self._rows is None else self._rows[start:stop].tolist()
 
     def without(self, names: Iterable[str]) -> MatrixSource:
-        """Return the rows that are not among these names, the numbers of rows; other names count for nothing."""
+        """Return the source without rows of these names; names that are no row number are ignored."""
         left = np.ones(self.total, bool)
         for name in names:
             if name.isdecimal() and int(name) < self.total:
@@ -261,17 +261,17 @@ class MatrixSource:
         return self.at(np.flatnonzero(left))
 
     def at(self, rows: NDArray[np.int64]) -> MatrixSource:
-        """Return some rows, ascending, by their numbers."""
+        """Return a source of rows by number, ascending."""
         return MatrixSource(self.paths, rows)
 
     def remarks(self) -> list[str]:
-        """Return what should be said of the source: nothing."""
+        """Return remarks about the source: none."""
         return []
 
     def batches(self, batch_size: int = 4096, start: int = 0) -> Iterator[MatrixBatch]:
-        """Iterate over the rows in order, from position ``start`` on.
+        """Iterate over the rows in order, from position ``start``.
 
-        Rows that hold NaN or infinity, also those that overflow float32, are failures.
+        Rows that hold NaN or infinity, or that overflow float32, are failures.
         """
         if batch_size < 1 or start < 0:
             raise UsageError(f"batch_size must be at least 1 and start at least 0; got {batch_size} and {start}.")
@@ -281,8 +281,8 @@ class MatrixSource:
     def take(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """Read chosen rows, finite or not, shape (n, dim), float32.
 
-        A file is mapped anew each time: pages of a mapping count as this process's memory for as long as it lasts,
-        which of a large file would look like all of it.
+        The file is mapped anew each time, because mapped pages count as this process's memory while the mapping
+        lasts, which for a large file would look like all of it.
         """
         if len(self.paths) == 1:
             return self._take(0, rows)
@@ -312,26 +312,26 @@ class MatrixSource:
 
 
 MOST_ROWS = 200_000
-"""Rows that a head is trained on at most: more do not make it better, and need not fit into memory."""
+"""Most rows that a head is trained on: more do not improve it, and need not fit into memory."""
 
 MOST_BYTES = 1 << 30
-"""Bytes that they take at most, as float32: of rows of more than 1,342 numbers it is fewer."""
+"""Most bytes of these rows as float32, which limits rows of more than 1,342 numbers."""
 
 MOST_HELD = 10_000
-"""Rows that are held out at most; of a small matrix a tenth."""
+"""Most rows that are held out; of a small matrix a tenth."""
 
-_ROUNDS = 8  # draws from a stratum whose rows are not finite
+_ROUNDS = 8  # attempts to draw a finite row from a stratum
 _READ_ROWS = 4096
 
 
 def sample_rows(
     source: MatrixSource | NDArray[np.floating], most: int = MOST_ROWS, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Take finite rows of a matrix, evenly spread over it, for training and for measuring.
+    """Sample finite rows evenly from a matrix, for training and for evaluation.
 
-    The matrix is cut into as many runs of consecutive rows as rows are wanted, and one row is drawn of each: a
-    matrix that is sorted in some way is represented as a whole, and a mapped file is read from its beginning to
-    its end, a few rows at a time. The same seed gives the same rows.
+    The matrix is cut into as many runs of consecutive rows as rows are wanted, and one row is drawn from each. So a
+    sorted matrix is represented evenly, and a mapped file is read front to back, a few rows at a time. The same seed
+    gives the same rows.
 
     Examples
     --------
@@ -347,7 +347,7 @@ def sample_rows(
     kept = np.zeros(wanted, bool)
     kept[rng.permutation(wanted)[: min(wanted // 10, MOST_HELD)]] = True
     masks = (~kept, kept)
-    parts = [np.empty((int(mask.sum()), width), np.float32) for mask in masks]  # where the rows go at once
+    parts = [np.empty((int(mask.sum()), width), np.float32) for mask in masks]  # filled in place
     places = [np.cumsum(mask) - 1 for mask in masks]
     found = np.zeros(wanted, bool)
     for strata, rows in _finite_rows(take, len(source), wanted, rng):
@@ -362,7 +362,7 @@ def sample_rows(
 
 
 def sample_size(rows: int, width: int, most: int = MOST_ROWS) -> int:
-    """Return how many rows of a matrix are drawn; those whose numbers are not finite are then left out.
+    """Return how many rows of a matrix are drawn, before rows that are not finite are left out.
 
     Examples
     --------
@@ -380,7 +380,7 @@ def _take(matrix: NDArray[np.floating], rows: NDArray[np.int64] | slice) -> NDAr
 def _finite_rows(
     take: Callable[[NDArray[np.int64]], NDArray[np.float32]], total: int, wanted: int, rng: np.random.Generator
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-    """Draw a row of each stratum, again where it is not finite; yield strata and their rows, some at a time."""
+    """Draw a row from each stratum, again if it is not finite; yield strata and rows in parts."""
     edges = np.arange(wanted + 1) * total // wanted
     strata = np.arange(wanted)
     for _ in range(_ROUNDS if wanted < total else 1):

@@ -1,4 +1,4 @@
-"""Images or vectors in Parquet and Arrow files, as Hugging Face's data sets keep them: read once, in their order."""
+"""Images or vectors in Parquet and Arrow files, as in Hugging Face data sets, streamed in file order."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _ENDINGS = (".parquet", ".arrow", ".feather")
 
 
 def is_arrow(path: Path, head: bytes) -> bool:
-    """Tell by its first bytes whether a file is Parquet or Arrow; an Arrow stream has to be called so, too."""
+    """Return whether a file's first bytes are Parquet or Arrow; an Arrow stream also needs the ending."""
     kind = _MAGICS.get(head[:4])
     return kind in ("parquet", "file") or (kind == "stream" and path.suffix.lower() in _ENDINGS)
 
 
 @contextmanager
 def explained(path: Path | MemoryTable) -> Iterator[None]:
-    """Make Arrow's errors ours."""
+    """Turn Arrow's errors into a SourceError."""
     import pyarrow as pa
 
     try:
         yield
-    except StochclError:  # of which some are OSErrors or ValueErrors
+    except StochclError:  # some are OSErrors or ValueErrors
         raise
     except FileNotFoundError as exc:
         raise SourceNotFound(f"{escape_name(path)}: there is no such file.") from exc
@@ -53,7 +53,7 @@ def explained(path: Path | MemoryTable) -> Iterator[None]:
 
 
 class MemoryTable:
-    """A table in memory: pandas', polars' or Arrow's (any with Arrow's stream), or Hugging Face's data set."""
+    """A table in memory from pandas, polars or Arrow (any with Arrow's stream), or a Hugging Face data set."""
 
     def __init__(self, given: Any) -> None:
         pa = require("pyarrow", "a table", "arrow")
@@ -73,7 +73,7 @@ class MemoryTable:
 
 
 def is_table(given: Any) -> bool:
-    """Tell whether something is a table in memory that :class:`MemoryTable` takes."""
+    """Return whether a value is a table in memory that :class:`MemoryTable` accepts."""
     return hasattr(given, "__arrow_c_stream__") or (hasattr(given, "with_format") and hasattr(given, "features"))
 
 
@@ -83,7 +83,7 @@ def _kind(path: Path) -> str:
 
 
 def schema_of(path: Path | MemoryTable) -> Any:
-    """Return the columns of a file or table; MissingExtraError where pyarrow is not installed."""
+    """Return the schema of a file or table; raise MissingExtraError without pyarrow."""
     if isinstance(path, MemoryTable):
         return path.schema
     parquet = require("pyarrow.parquet", "a Parquet or Arrow file", "arrow")
@@ -99,7 +99,7 @@ def schema_of(path: Path | MemoryTable) -> Any:
 
 
 def rows_in(path: Path | MemoryTable) -> int:
-    """Return how many rows a file or table has, 0 where it does not say."""
+    """Return the number of rows of a file or table, 0 if unknown."""
     if isinstance(path, MemoryTable):
         return path.rows
     from pyarrow import parquet
@@ -133,9 +133,9 @@ def record_batches(path: Path | MemoryTable, columns: list[str], rows: int) -> I
 
 
 def choose_column(path: Path | MemoryTable, schema: Any, asked: str | None, takes: int | None) -> str:
-    """Return which column holds images or vectors, by its type and by what its first rows hold.
+    """Return the column that holds images or vectors, by its type and its first values.
 
-    ``takes`` is what a model wants: vectors of so many numbers, 0 for images, None where that is not known.
+    ``takes`` is the model's input: the width of vectors, 0 for images, None if unknown.
     """
     shown = escape_name(path)
     kinds = {field.name: storage_type(field.type) for field in schema}
@@ -163,20 +163,20 @@ def choose_column(path: Path | MemoryTable, schema: Any, asked: str | None, take
 
 
 def check_column(shown: str, schema: Any, name: str, flag: str) -> None:
-    """Raise UsageError for a column that is not there."""
+    """Raise UsageError if a column does not exist."""
     if name not in schema.names:
         raise UsageError(f"{shown}: it has no column {name!r} ({flag}); there are {', '.join(schema.names)}.")
 
 
 def storage_type(kind: Any) -> Any:
-    """Return the type that a column is stored as: of a tensor of fixed shape, a list of fixed size."""
+    """Return the storage type of a column: for a tensor of fixed shape, a list of fixed size."""
     import pyarrow as pa
 
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 def holds(kind: Any) -> str | None:
-    """Return what a column of this type can hold: images, vectors, or numbers that may be anything, such as words."""
+    """Return what a column of this type can hold: images, vectors, or numbers of unknown meaning, such as words."""
     from pyarrow import types
 
     if types.is_struct(kind):
@@ -192,7 +192,7 @@ def holds(kind: Any) -> str | None:
 
 
 def _first_values(path: Path | MemoryTable, column: str) -> list[Any]:
-    """Return the first values of a column that are there."""
+    """Return the values that are not null in the first batch with any."""
     with explained(path):
         for batch in islice(record_batches(path, [column], _IMAGES), _LOOKED):
             if found := [value for value in batch.column(column).to_pylist() if value is not None]:
@@ -201,7 +201,7 @@ def _first_values(path: Path | MemoryTable, column: str) -> list[Any]:
 
 
 def _begins_with_images(path: Path | MemoryTable, column: str) -> bool:
-    """Tell whether one of the first values is an image, or the path of one where there are no bytes."""
+    """Return whether one of the first values is an image, or an image's path without bytes."""
     values = (value["bytes"] if isinstance(value, dict) else value for value in _first_values(path, column))
     return any(value is None or identify(value) for value in values)
 
@@ -211,7 +211,7 @@ def _width(path: Path | MemoryTable, kind: Any, column: str) -> int:
 
 
 def id_text(value: Any, kind: Any) -> str | None:
-    """Return an id of any type as text; bytes that are none in hex."""
+    """Return an id of any type as text; undecodable bytes in hex."""
     from pyarrow import types
 
     if not isinstance(value, bytes):
@@ -223,7 +223,7 @@ def id_text(value: Any, kind: Any) -> str | None:
 
 
 def class_names(schema: Any, label: str | None) -> list[str]:
-    """Return the names that Hugging Face's features give the numbers of labels; none where they do not."""
+    """Return the class names from Hugging Face's features, empty if there are none."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         return [str(name) for name in features[label]["names"]]
@@ -232,7 +232,7 @@ def class_names(schema: Any, label: str | None) -> list[str]:
 
 
 def label_texts(values: Sequence[Any], classes: Sequence[str]) -> list[str]:
-    """Return labels as text: the names of classes where there are some for whole numbers."""
+    """Return labels as text; whole numbers as class names if there are any."""
     count = len(classes)
     return [
         classes[value] if isinstance(value, int) and 0 <= value < count else label_text(value) for value in values
@@ -240,7 +240,7 @@ def label_texts(values: Sequence[Any], classes: Sequence[str]) -> list[str]:
 
 
 def named_embedder(schema: Any, column: str) -> str | None:
-    """Return what the metadata of a table, of its column or of Hugging Face's data set call the vectors' embedder."""
+    """Return the embedder named by the metadata of a column, a table or a Hugging Face data set."""
     whole, own = (dict(found.metadata or {}) for found in (schema, schema.field(column)))
     with suppress(ValueError, KeyError, TypeError):
         info = json.loads(whole[b"huggingface"])["info"]
@@ -254,8 +254,8 @@ def named_embedder(schema: Any, column: str) -> str | None:
 
 
 _EMBEDDERS = (b"embedder", b"embedding_model")
-_IMAGES = 64  # rows read at a time, of images
-_LOOKED = 16  # times as many, in which a first value is looked for
+_IMAGES = 64  # rows of images read at a time
+_LOOKED = 16  # batches searched for a first value
 _VECTORS = 4096
 NAMES = ("name", "file_name", "filename", "path")
 IDS = ("id", "_id", "__key__", "key", "uuid")
@@ -265,9 +265,9 @@ LABELS = ("label", "labels", "class")
 def open_arrow(
     paths: Sequence[Path | MemoryTable], options: SourceOptions = DEFAULTS, takes: int | None = None
 ) -> ArrowSource | None:
-    """Open Parquet or Arrow files, or a table, as one source, images or vectors; None where the first is neither.
+    """Open Parquet or Arrow files or tables as one source of images or vectors; None if the first is neither.
 
-    ``takes`` is what a model wants: vectors of so many numbers, 0 for images, None where that is not known.
+    ``takes`` is the model's input: the width of vectors, 0 for images, None if unknown.
     """
     there = [_looks(path) for path in paths]
     if not there or not there[0]:
@@ -288,16 +288,16 @@ def _looks(path: Path | MemoryTable) -> bool:
     try:
         with path.open("rb") as file:
             return is_arrow(path, file.read(4))
-    except (OSError, ValueError):  # which opening it as another source explains
+    except (OSError, ValueError):  # opening it as another source reports the error
         return False
 
 
 class ArrowSource(StreamSource):
-    """Rows of Parquet or Arrow files; :func:`open_arrow` makes one.
+    """Rows of Parquet or Arrow files, made by :func:`open_arrow`.
 
-    A row's name is what a column ``name``, ``file_name`` or ``path`` says, else the image's own path, else an ``id``,
-    else the row's number; the id of a column that is asked for is the name to the letter. Its label is what a column
-    ``label``, ``labels`` or ``class`` says, in words where Hugging Face's features have words for numbers.
+    A row is named by a column ``name``, ``file_name`` or ``path``, else by the image's own path, else by an ``id``,
+    else by its number; an id column that was asked for is used verbatim. It is labelled by a column ``label``,
+    ``labels`` or ``class``, with class names if Hugging Face's features have them.
     """
 
     kind: ClassVar[str] = "arrow"
@@ -328,17 +328,17 @@ class ArrowSource(StreamSource):
 
     @property
     def has_labels(self) -> bool:
-        """Whether a column says labels."""
+        """Whether there is a column of labels."""
         return self._label is not None
 
     @property
     def has_names(self) -> bool:
-        """Whether rows are named by more than their numbers."""
+        """Whether rows have names other than their numbers."""
         return self._name is not None or self._has_paths
 
     @property
     def ids(self) -> dict[str, str] | None:
-        """The column that names are taken from and its type, where it holds whole numbers."""
+        """The column of names and its type, if it holds whole numbers."""
         from pyarrow import types
 
         kind = None if self._name is None else self._schema.field(self._name).type
@@ -346,22 +346,22 @@ class ArrowSource(StreamSource):
 
     @property
     def embedder(self) -> str | None:
-        """What made the vectors, as the table's metadata say: a name, or ``NAME@REVISION``."""
+        """The vectors' embedder from the table's metadata: a name, or ``NAME@REVISION``."""
         return named_embedder(self._schema, self.column)
 
     def leave_out(self, names: Sequence[str]) -> None:
-        """Pass over rows of these names; of a name that rows have more often, those beyond its count are read.
+        """Skip rows of these names, once per occurrence in ``names``; further rows of a name are read.
 
-        ``known_rows`` counts them, once the rows were read.
+        ``known_rows`` counts the skipped rows, once all rows are read.
         """
         self._known = names
 
     def count(self) -> int:
-        """Return how many rows there are; where a file does not say, all are read for it."""
+        """Return the number of rows; if the files do not state it, all rows are read."""
         return self._rows or sum(len(names) for _, names, _ in self._records(4096))
 
     def _is_new(self) -> Callable[[int, str], bool]:
-        """Return what tells, of one row after the other, whether it is to be read: each ``step``-th that is new."""
+        """Return a predicate, to call for each row in order: whether a row is new and the next ``step``-th."""
         there, self.known_rows = Counter(self._known), 0
 
         def is_new(row: int, name: str) -> bool:
@@ -376,13 +376,13 @@ class ArrowSource(StreamSource):
         return is_new
 
     def _named(self, row: int, name: str | None, path: str | None = None) -> str:
-        """Return a row's name: what its column says, or its image's path, or its number, marked if its id is null."""
+        """Return a row's name: from its column, its image's path, or its number, marked if its id is null."""
         total = max(self._rows, row + 1)
         number = row_names([row], total)[0]
         return name or path_or_none(path) or (number if self._name is None or self._is_path else f"row {number}")
 
     def _records(self, rows: int) -> Iterator[tuple[Any, list[str | None], list[str] | None]]:
-        """Yield some rows at a time: the column, what the names column says, and labels."""
+        """Yield, some rows at a time, the column, the names and the labels."""
         wanted = [name for name in (self.column, self._name, self._label) if name is not None]
         for path in self.paths:
             with explained(path):
@@ -390,7 +390,7 @@ class ArrowSource(StreamSource):
                     yield stored(batch.column(self.column)), self._given(batch), self._labels(batch)
 
     def _given(self, batch: Any) -> list[str | None]:
-        """Return what the column of names says of each row: paths as names are, ids as they are."""
+        """Return each row's value in the column of names: normalised paths, or ids verbatim."""
         if self._name is None:
             return [None] * len(batch)
         column = batch.column(self._name)
@@ -404,7 +404,7 @@ class ArrowSource(StreamSource):
 
 
 class ArrowImages(ArrowSource):
-    """Images whose files are in a column."""
+    """Image files stored in a column."""
 
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
         row, is_new = 0, self._is_new()
@@ -423,7 +423,7 @@ class ArrowImages(ArrowSource):
 
 
 class ArrowVectors(ArrowSource):
-    """Vectors in a column of lists or tensors of numbers, all of one length, which is ``dim``."""
+    """Vectors in a column of lists or tensors of numbers, all of length ``dim``."""
 
     def __init__(self, paths: Sequence[Path | MemoryTable], column: str, options: SourceOptions = DEFAULTS) -> None:
         super().__init__(paths, column, options)
@@ -444,7 +444,7 @@ class ArrowVectors(ArrowSource):
         raise UsageError(f"{escape_name(self.path)}: these are vectors, not images.")
 
     def sample(self, most: int) -> NDArray[np.float32]:
-        """Return up to so many rows, evenly spread, float32, shape (N, dim); rows without a vector are of NaN."""
+        """Return up to ``most`` rows, evenly spread, float32, shape (N, dim); NaN for rows without a vector."""
         total = len(self) or sum(len(column) for column, _, _ in self._records(_VECTORS))
         wanted = np.arange(min(most, total)) * total // max(1, min(most, total))
         out = np.full((len(wanted), self.dim), np.nan, np.float32)
@@ -456,7 +456,7 @@ class ArrowVectors(ArrowSource):
         return out
 
     def vectors(self, batch_size: int = _VECTORS) -> Iterator[MatrixBatch]:
-        """Iterate over the rows; those that are null, of another length or not finite are failures."""
+        """Iterate over the rows; null ones, and ones of another length or not finite, are failures."""
         row, start, is_new = 0, 0, self._is_new()
         for record in self._records(batch_size):
             column, given, labels = record
@@ -471,7 +471,7 @@ class ArrowVectors(ArrowSource):
             start += len(names)
 
     def _values(self, column: Any) -> tuple[NDArray[np.float32], dict[int, str]]:
-        """Return the rows, and why some are none."""
+        """Return the rows, and the reasons why some have no vector."""
         reasons: dict[int, str] = {}
         values = np.zeros((len(column), self.dim), np.float32)
         lengths = column.value_lengths().to_pylist() if hasattr(column, "value_lengths") else [self.dim] * len(column)
@@ -490,14 +490,14 @@ class ArrowVectors(ArrowSource):
 
 
 def stored(column: Any) -> Any:
-    """Return a column as it is stored, without the type that an extension gives it."""
+    """Return a column's storage, without an extension type."""
     import pyarrow as pa
 
     return column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
 def path_or_none(text: str | None) -> str | None:
-    """Return the name that a path makes, None where it makes none."""
+    """Return the name that a path gives, or None if it gives none."""
     try:
         return path_name(text or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Known data sets: the handwritten digits of scikit-learn, example images, and CIFAR-10."""
+"""Known data sets: scikit-learn's digits and CIFAR-10."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ _TRAINING = re.compile(r"data_batch_\d+")
 _SIDE, _PIXELS = 32, 3 * 32 * 32
 _MOST_BYTES = 1 << 30  # a published batch has 31 MB
 _MOST_CLASSES = 1000
-# What a pickle of bytes, lists and a uint8 array asks for, whichever versions of Python and numpy wrote it.
+# All that a pickle of bytes, lists and a uint8 array needs, from any version of Python and numpy.
 _ALLOWED: dict[str, Callable[..., Any]] = {
     "_reconstruct": np.empty(0, np.uint8).__reduce__()[0],  # type: ignore[dict-item]
     "ndarray": np.ndarray,
@@ -77,11 +77,11 @@ _MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs
 
 
 class Cifar10Source(ImageSource):
-    """The images of CIFAR-10's published batches (Krizhevsky, 2009), named ``class/file`` as their authors did.
+    """The images of CIFAR-10's published batches (Krizhevsky, 2009), named ``class/file`` as published.
 
-    A folder (``cifar-10-batches-py``) is its training batches; one batch, such as ``test_batch``, is that. Class
-    names are those of ``batches.meta`` beside it, or numbers where there is none. Pixels are the published ones:
-    they have never been through a lossy format.
+    A folder (``cifar-10-batches-py``) stands for its training batches; a single batch, such as ``test_batch``, for
+    itself. Class names come from ``batches.meta`` beside it, else they are numbers. The pixels are the published
+    ones, never compressed lossily.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ class Cifar10Source(ImageSource):
 
 
 def is_cifar10(path: Path, head: bytes = b"") -> bool:
-    """Tell whether a folder holds the published training batches, or a file, which begins with ``head``, is one."""
+    """Return whether a folder holds the training batches, or a file that begins with ``head`` is a batch."""
     if is_folder(path):
         return bool(_batches(path))
     named = path.name == "test_batch" or _TRAINING.fullmatch(path.name) is not None
@@ -140,7 +140,7 @@ def is_cifar10(path: Path, head: bytes = b"") -> bool:
 
 
 def _batches(folder: Path) -> list[Path]:
-    """Return a folder's training batches; another file of such a name is none."""
+    """Return a folder's training batches, leaving out other files of such names."""
     try:
         found = [path for path in sorted(folder.iterdir()) if _TRAINING.fullmatch(path.name) and path.is_file()]
         return [path for path in found if _begins(path)]
@@ -154,7 +154,7 @@ def _begins(path: Path) -> bool:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Loads what batches are made of, and calls nothing else."""
+    """Loads the types of a batch, and calls nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in _MODULES and name in _ALLOWED:
@@ -179,7 +179,7 @@ def _load(path: Path) -> dict[bytes, Any]:
 
 
 def _read_batch(path: Path) -> tuple[NDArray[np.uint8], list[int], list[str]]:
-    """Return pixels, shape (N, 3072), planes of red, green and blue; class numbers; file names."""
+    """Return pixels, shape (N, 3072), as planes of red, green and blue; class numbers; file names."""
     found = _load(path)
     data, labels, names = found.get(b"data"), found.get(b"labels"), found.get(b"filenames")
     shown = escape_name(path)
@@ -197,7 +197,7 @@ def _read_batch(path: Path) -> tuple[NDArray[np.uint8], list[int], list[str]]:
 
 
 def _names(path: Path, given: Iterable[Any], what: str) -> list[str]:
-    """Return names that a batch holds, as bytes or as text."""
+    """Return a batch's names, given as bytes or text."""
     try:
         return [member_name(n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else n) for n in given]
     except (TypeError, ValueError) as exc:

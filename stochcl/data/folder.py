@@ -1,4 +1,4 @@
-"""Images in a folder, of one file, or behind a URL."""
+"""Images in a folder, in one file, or behind a URL."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class FolderSource(ImageSource):
-    """The images in a folder and its folders.
+    """The images in a folder and its subfolders.
 
-    Hidden files and folders are left out. Links to files and folders are followed; each folder is read once,
-    so links that form a loop end, and a link to a folder that is read under its own name is rejected.
+    Hidden files and folders are left out. Links are followed, but each folder is read only once: loops of links end,
+    and a link to a folder that is also read under its own name is rejected.
     """
 
     kind: ClassVar[str] = "folder"
@@ -45,7 +45,7 @@ class FolderSource(ImageSource):
 
 
 class FileSource(FolderSource):
-    """One image file: a source of one image, named as the file is."""
+    """One image file, as a source of one image named like the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,7 +56,7 @@ class FileSource(FolderSource):
 
 
 class _Listing:
-    """One walk over a folder; real folders first, then links to folders, so that own names win."""
+    """One walk over a folder; real folders come before links, so that a folder keeps its own name."""
 
     def __init__(self, root: Path, files: FileFilter) -> None:
         self.root, self.files = root, files
@@ -90,7 +90,7 @@ class _Listing:
                 self.rejected.append(Failure(name, f"the folder cannot be read: {os_reason(exc)}"))
 
     def _sort_out(self, items: Iterator[os.DirEntry[str]], prefix: str) -> list[str]:
-        """Enter a folder's files into the lists; return its real folders."""
+        """Add a folder's files to the lists; return its real subfolders."""
         folders: list[str] = []
         for item in items:
             if item.name.startswith(".") or (not prefix and item.name == "__MACOSX"):
@@ -108,7 +108,7 @@ class _Listing:
         return folders
 
     def _is_image(self, name: str, item: os.DirEntry[str]) -> bool:
-        """Tell whether a file is taken for an image; enter it where it labels one."""
+        """Return whether a file is taken as an image; register it if it labels one."""
         path, kind = self.root / name, self.files.kind(name)
 
         def head() -> bytes:
@@ -131,9 +131,9 @@ class _Listing:
 
 
 class UrlSource(ImageSource):
-    """The images below a URL, or the image that it is, named by their paths below it.
+    """The images below a URL, or one image, named by their paths below it.
 
-    Listing asks for the folder once; a server that lists no folders has none.
+    The folder is listed once; a server that cannot list has no folders.
     """
 
     kind: ClassVar[str] = "url"
@@ -152,7 +152,7 @@ class UrlSource(ImageSource):
         self._places = self._enter(listed, rejected, files, "place")
 
     def _list(self, files: FileFilter) -> list[tuple[str, str, dict[str, Any]]]:
-        """Return name, place and facts of each image."""
+        """Return name, place and file-system info of each image."""
         system, root = self._remote.opened()
         if system.isfile(root):
             return [(root.rstrip("/").rpartition("/")[2], root, system.info(root))]
@@ -175,12 +175,12 @@ class UrlSource(ImageSource):
         try:
             with url_errors(str(self.path)):
                 return bytes(self._remote.opened()[0].cat_file(place))
-        except OSError as exc:  # of the network, or it was there when it was listed
+        except OSError as exc:  # the network failed, or the file vanished after listing
             raise EnvironmentFault(f"it cannot be read: {os_reason(exc)}") from exc
 
 
 def open_url(url: str, options: SourceOptions = DEFAULTS) -> UrlSource | ZipSource | TarStream:
-    """Open a folder of images, an image, a zip or a tar behind a URL; a tar is read once, as it comes."""
+    """Open a folder of images, an image, a zip or a tar behind a URL; a tar is streamed, once."""
     ending = url.partition("?")[0].lower()
     if ending.endswith((".npy", ".npz", ".parquet", ".arrow", ".feather")):
         raise SourceError(
@@ -197,7 +197,7 @@ def open_url(url: str, options: SourceOptions = DEFAULTS) -> UrlSource | ZipSour
 
 @contextmanager
 def _explained(url: str, nothing: str) -> Iterator[None]:
-    """Say in a SourceError why a URL cannot be read, or that there is nothing."""
+    """Turn errors into a SourceError for the URL, with ``nothing`` as the reason if nothing is there."""
     try:
         with reading(url), url_errors(url):
             yield

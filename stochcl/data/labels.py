@@ -45,7 +45,7 @@ def held_out(
 ) -> NDArray[np.bool_]:
     """Mark the images of one source that are never trained on: the last ``per_class`` of each class.
 
-    This is the one function that makes the held-out split; everything that trains or scores asks it.
+    All training and evaluation uses this one function for the held-out split.
 
     Examples
     --------
@@ -70,7 +70,7 @@ _DELIMITERS = ",;\t"
 
 @dataclass(frozen=True, eq=False)
 class LabelTable:
-    """What a CSV says of each image.
+    """The labels and other columns of a CSV file.
 
     Parameters
     ----------
@@ -79,9 +79,9 @@ class LabelTable:
     columns : tuple of str
         The columns after ``name``; the first is the label unless another is asked for.
     rows : dict of str to tuple of str
-        The values of each name, one a column.
+        The values of each name, one per column.
     is_array : bool
-        Whether they are an array of labels, whose names are the numbers of rows.
+        Whether this is an array of labels, named by row numbers.
 
     Examples
     --------
@@ -101,10 +101,10 @@ class LabelTable:
         return len(self.rows)
 
     def match(self, names: Sequence[str], column: str | None = None, *, partial: bool = False) -> tuple[str, ...]:
-        """Return the label of each name, from ``column`` or the first one; with ``partial`` some may have none.
+        """Return the label of each name, from ``column`` or the first; with ``partial`` up to half may have none.
 
-        Names that are numbers of rows match without their leading zeros, too. Rows of an array of labels are those of
-        the source: by these numbers, or of other names in their order, if they are as many.
+        Names that are row numbers also match without leading zeros. An array of labels is matched by row numbers,
+        or in order if names are not numbers and are as many.
         """
         at = self._position(column)
         if self.is_array and not all(name.isdecimal() for name in names):
@@ -125,7 +125,7 @@ class LabelTable:
         return tuple("" if row is None else row[at] for row in found)
 
     def of(self, names: Sequence[str]) -> LabelTable:
-        """Return the table of a source's images by their names, which an array of labels is one of by their order."""
+        """Return a table keyed by a source's names; an array of labels is matched by order."""
         if not self.is_array:
             return self
         rows: dict[str, tuple[str, ...]] = {}
@@ -139,7 +139,7 @@ class LabelTable:
 
     @cached_property
     def _folded(self) -> dict[str, tuple[str, ...]]:
-        """The rows by their names as they are compared where none is the same to the letter."""
+        """Rows by normalised name, for names without an exact match."""
         folded: dict[str, tuple[str, ...]] = {}
         for name, values in self.rows.items():
             if folded.setdefault(_fold(name), values) != values:
@@ -162,10 +162,10 @@ class LabelTable:
 
 @dataclass(frozen=True, eq=False)
 class ColumnLabels(LabelTable):
-    """The columns of a Parquet or Arrow file, of texts and numbers.
+    """The columns of text and numbers in a Parquet or Arrow file.
 
-    The column that holds the names is found by what it holds; rows that are named by their numbers, or have no names,
-    are the file's rows in their order.
+    The column of names is found by its values; if names are row numbers or absent, the rows are taken in file
+    order.
     """
 
     table: Any = None  # pyarrow's
@@ -174,7 +174,7 @@ class ColumnLabels(LabelTable):
         return len(self.table)
 
     def match(self, names: Sequence[str], column: str | None = None, *, partial: bool = False) -> tuple[str, ...]:
-        """Return the label of each name, as the table of one column that has these names does."""
+        """Return the label of each name, see :meth:`LabelTable.match`."""
         if column is None and len(self.columns) > 1 and self.columns[0] not in LABELS:
             raise LabelsError(
                 f"{escape_name(self.path)}: none of its columns is called {', '.join(LABELS)}; choose one of "
@@ -192,7 +192,7 @@ class ColumnLabels(LabelTable):
         return LabelTable(self.path, (chosen,), rows, by_number).match(names, chosen, partial=partial)
 
     def _keys(self, names: list[str]) -> tuple[list[str], bool]:
-        """Return the name of each row as the names have it, and whether it is only its number."""
+        """Return each row's key, comparable with ``names``, and whether it is only the row number."""
         numbers = row_names(range(len(self.table)), len(self.table))
         if not any(names) or _are_numbers(names, len(self.table)):
             return list(numbers), True
@@ -216,14 +216,14 @@ class ColumnLabels(LabelTable):
 
 
 def _are_numbers(names: Sequence[str], rows: int) -> bool:
-    """Tell whether names are the numbers of rows: filled up with zeros to one length, and ascending."""
+    """Return whether names are row numbers: zero-padded to one length, and ascending."""
     if not all(name.isdecimal() and len(name) == len(names[0]) for name in names):
         return False
     return all(a < b for a, b in pairwise(names)) and int(names[-1]) < rows
 
 
 def _from_table(path: Path) -> ColumnLabels:
-    """Read the columns of a table that hold no lists."""
+    """Read the columns of a table that are not nested."""
     import pyarrow as pa
     from pyarrow import types
 
@@ -240,14 +240,14 @@ def _from_table(path: Path) -> ColumnLabels:
 
 
 def read_labels(path: PathLike) -> LabelTable:
-    """Read labels: a .npy array, one a row, a UTF-8 CSV whose header is ``name,label[,more columns]``, or a table.
+    """Read labels: a .npy array with one per row, a UTF-8 CSV with header ``name,label[,more columns]``, or a table.
 
-    Of a Parquet or Arrow file any column will do; the one called label, labels or class is the first.
+    A Parquet or Arrow file may use any column; one called label, labels or class comes first.
 
-    Columns are between commas, semicolons or tabs.
-    The column of names may also be called file_name, filename, file, path or image, and stand anywhere. Spaces around
-    values do not count. A name may come twice where both rows say the same. Names match the images' to the letter, or
-    else without a leading ``./``, with ``/`` for backslashes and with accents composed.
+    CSV columns are separated by commas, semicolons or tabs. The column of names may also be called file_name,
+    filename, file, path or image, and be at any position. Spaces around values are ignored. A name may occur twice if
+    both rows agree. Names match the images' exactly, or else without a leading ``./``, with ``/`` for backslashes and
+    with composed accents.
     """
     path = Path(path)
     with reading(path, "the labels", LabelsError):
@@ -274,7 +274,7 @@ def read_labels(path: PathLike) -> LabelTable:
 
 
 def _from_array(path: Path) -> LabelTable:
-    """Read an array of labels: numbers of classes, targets or text, one a row."""
+    """Read an array of labels: class numbers, targets or text, one per row."""
     labels = load_array(path, "this array of labels", LabelsError)
     if labels.ndim == 2 and 1 in labels.shape:
         labels = labels.reshape(-1)
@@ -291,7 +291,7 @@ def _from_array(path: Path) -> LabelTable:
 
 
 def _delimiter(header: str) -> str:
-    """Return what separates the columns of a header: the first of comma, semicolon and tab that finds the names."""
+    """Return the delimiter of a header: the first of comma, semicolon and tab that finds a column of names."""
     for delimiter in _DELIMITERS:
         cells = header.strip("\ufeff\r\n").split(delimiter)
         if len(cells) > 1 and any(cell.strip(' "').lower() in _NAMES for cell in cells):
@@ -300,7 +300,7 @@ def _delimiter(header: str) -> str:
 
 
 def _header(path: Path, header: list[str] | None) -> tuple[int, tuple[str, ...]]:
-    """Return where the names are, and the other columns."""
+    """Return the position of the names, and the other columns."""
     if header is None:
         raise LabelsError(f"{escape_name(path)}: the file is empty; its first line must be name,label.")
     columns = [cell.strip() for cell in header]
@@ -333,9 +333,9 @@ def _rows(path: Path, reader: Any, at: int, columns: int) -> dict[str, tuple[str
 
 
 def _fold(name: str) -> str:
-    """Return a name as it is compared with others that are spelled in another way."""
+    """Return the normalised form of a name, for comparing different spellings."""
     text = unicodedata.normalize("NFC", name).strip().replace("\\", "/")
-    if text.isdecimal():  # the number of a row
+    if text.isdecimal():  # a row number
         return text.lstrip("0") or "0"
     return "/".join(part for part in text.split("/") if part not in ("", "."))
 

@@ -1,4 +1,4 @@
-"""Names of images, and what is taken from a source by them: images, labels, other files."""
+"""Names of images, and which files of a source are images, labels or neither."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ IMAGE_EXTENSIONS = frozenset(
         ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".qoi", ".jxl", ".heic", ".heif", ".mpo",
     ]
 )  # fmt: skip
-"""Endings (lower case) of the files that are taken for images in a folder or archive; others are ignored."""
+"""Endings (lower case) of files taken as images in a folder or archive; others are ignored."""
 
 LABEL_ENDINGS = (".cls", ".json", ".txt")
-"""Endings (lower case) of the files that may say the label of the image beside them, as in webdataset's shards."""
+"""Endings (lower case) of files that may hold the label of the image beside them, as in webdataset's shards."""
 
 MAX_NAME_BYTES = 65_535
-"""Longest name of an image, in bytes; what a zip can hold, and far more than a file system does."""
+"""Maximum length of an image's name in bytes; what a zip can hold, and far more than a file system can."""
 
 Kind = Literal["image", "label", "unknown", "other"]
 
@@ -43,18 +43,18 @@ _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://[^/]*/")
 
 
 def sort_key(name: str) -> bytes:
-    """Return the bytes that names are ordered by: UTF-8, with undecodable bytes as they were.
+    """Return a name's sort key: UTF-8, with undecodable bytes unchanged.
 
     Examples
     --------
     >>> sorted(["b.png", "é.png", "B.png"], key=sort_key)
     ['B.png', 'b.png', 'é.png']
     """
-    return name.encode("utf-8", "surrogateescape")  # os.fsencode would fail on letters that the locale lacks
+    return name.encode("utf-8", "surrogateescape")  # os.fsencode fails on letters that the locale lacks
 
 
 def member_name(stored: str) -> str:
-    """Bring an archive member's name into POSIX form, without ``.`` and empty parts.
+    """Return an archive member's name in POSIX form, without ``.`` and empty parts.
 
     Examples
     --------
@@ -76,9 +76,9 @@ def member_name(stored: str) -> str:
 
 
 def path_name(given: str, *, backslashes: bool = True) -> str:
-    r"""Make a name of a path that a table or a list gives: without scheme and host, drive, leading ``/`` or ``../``.
+    r"""Return the name for a path in a table or list: without scheme and host, drive, leading ``/`` or ``../``.
 
-    With ``backslashes`` a path that has them and no ``/``, or begins with a drive or a share, is one of Windows.
+    With ``backslashes``, a path is a Windows path if it has backslashes and no ``/``, or a drive or share.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def path_name(given: str, *, backslashes: bool = True) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a name, or a folder of it, is hidden or macOS's own (``.x``, ``._x``, ``__MACOSX``).
+    """Return whether a name or one of its folders is hidden or macOS's own (``.x``, ``._x``, ``__MACOSX``).
 
     Examples
     --------
@@ -109,7 +109,7 @@ def is_hidden(name: str) -> bool:
 
 
 def is_image_name(name: str) -> bool:
-    """Tell by its ending whether a name is taken for an image.
+    """Return whether a name has an image ending.
 
     Examples
     --------
@@ -123,12 +123,12 @@ _WIDE_ENDINGS = (".png", ".tif", ".tiff", ".apng")
 
 
 def may_be_16_bit(name: str) -> bool:
-    """Tell by its name whether an image may be one of 16 bits whose range its format does not say."""
+    """Return whether an image of this name may have 16 bits of unstated range."""
     return name.lower().endswith(_WIDE_ENDINGS) or not is_image_name(name)
 
 
 def ending_of(name: str) -> str:
-    """Return the ending of a name in lower case, or an empty string where it has none.
+    """Return a name's ending in lower case, empty without one.
 
     Examples
     --------
@@ -140,7 +140,7 @@ def ending_of(name: str) -> str:
 
 
 def counted(others: Counter[str]) -> str:
-    """Say how many files there are by the endings of their names.
+    """Describe counts of files by ending.
 
     Examples
     --------
@@ -155,7 +155,7 @@ def counted(others: Counter[str]) -> str:
 
 
 def remark_on_others(others: Counter[str] | None, unlabelled: int) -> str:
-    """Say which files of a source were left out, and which option reads them; some may label images without one."""
+    """Describe the files that were left out, and the options that read them."""
     if not others:
         return ""
     beside = [ending for ending in LABEL_ENDINGS if 2 * others[ending] >= unlabelled > 0]
@@ -166,12 +166,12 @@ def remark_on_others(others: Counter[str] | None, unlabelled: int) -> str:
 
 
 _LABEL_KEYS = ("label", "labels", "class", "cls", "class_name", "category")
-_LABEL_BYTES = 1 << 20  # of a file with a label, at most
+_LABEL_BYTES = 1 << 20  # maximum read of a file with a label
 
 
 @dataclass(frozen=True)
 class SourceOptions(Options):
-    """What is taken from a source, and how."""
+    """What to take from a source, and how."""
 
     any_name: bool = option(False, "Also take files without an image ending, if they hold images.")
     label_level: int | None = option(
@@ -207,7 +207,7 @@ DEFAULTS = SourceOptions()
 
 
 class FileFilter:
-    """Sorts the files of a source by their names: images, files that label them, and others, which are counted."""
+    """Sorts the files of a source by name into images, their labels, and others, which it counts."""
 
     def __init__(self, options: SourceOptions) -> None:
         self.others: Counter[str] = Counter()
@@ -216,7 +216,7 @@ class FileFilter:
         self._texts: dict[str, _Read] = {}
 
     def kind(self, name: str) -> Kind:
-        """Return what a file is by its name; ``unknown`` has to be looked into."""
+        """Return a file's kind by its name; an ``unknown`` file must be opened to tell."""
         if is_hidden(name):
             return "other"
         if is_image_name(name):
@@ -229,17 +229,17 @@ class FileFilter:
         return "other"
 
     def takes(self, name: str, kind: Kind, read: _Read, head: _Read | None = None) -> bool:
-        """Tell whether a file of a kind is an image, which its ``head`` may say; enter one that labels an image."""
+        """Return whether a file is an image, from its ``head`` if necessary; register it if it is a label."""
         if kind == "label":
             self.add_label(name, read)
         return kind == "image" or (kind == "unknown" and identify(read_or_nothing(head or read)))
 
     def add_label(self, name: str, read: _Read) -> None:
-        """Enter a file that labels an image."""
+        """Register a file that labels an image."""
         self._texts[name[: -len(self.ending or "")]] = read
 
     def label(self, name: str) -> str:
-        """Return the label that a file beside an image gives it, an empty one where there is none."""
+        """Return the label in the file beside an image, empty without one."""
         stem = name.rpartition(".")[0]
         for beside in (stem, group_of(name), name):
             if (read := self._texts.get(beside)) is not None:
@@ -247,7 +247,7 @@ class FileFilter:
         return ""
 
     def labels(self, path: Path | str, names: Sequence[str]) -> list[str] | None:
-        """Return the label of each image of a source, None where no files say labels."""
+        """Return the label of each image of a source, None if labels are not read from files."""
         if not self.ending:
             return None
         found = [self.label(name) for name in names]
@@ -271,7 +271,7 @@ class FileFilter:
 
 
 def group_of(name: str) -> str:
-    """Return what the files of one sample share in webdataset's shards: the name up to its first dot.
+    """Return the key that a sample's files share in webdataset's shards: the name up to its first dot.
 
     Examples
     --------
@@ -283,7 +283,7 @@ def group_of(name: str) -> str:
 
 
 def read_or_nothing(read: _Read) -> bytes:
-    """Read a file that may say a label, or be an image; nothing where it cannot be read."""
+    """Return a file's bytes, empty if it cannot be read."""
     try:
         return read()
     except ImageError:

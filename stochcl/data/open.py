@@ -1,4 +1,4 @@
-"""Several sources read as one, lists of files, and patterns of shards."""
+"""Open sources: one or several, lists of files, and patterns of shards."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def open_source(path: PathLike, options: SourceOptions = DEFAULTS) -> ImageSourc
                 return Cifar10Source(path) if is_cifar10(path) else FolderSource(path, options)
             if stat.S_ISREG(status.st_mode):
                 return _open_file(path, options)
-    except StochclError as exc:  # of which some are ValueErrors
+    except StochclError as exc:  # some are ValueErrors
         if isinstance(exc.__cause__, FileNotFoundError):
             raise SourceNotFound(f"{escape_name(path)}: there is no such file or folder.") from exc
         raise
@@ -103,7 +103,7 @@ _MOST_SHARDS = 1_000_000
 
 
 def expand(pattern: PathLike) -> list[Path | str]:
-    """Write out the numbers of a pattern of shards, as bash does; what is a path as it stands is left alone.
+    """Expand the numeric range in a pattern of shards, as bash does; an existing path is returned unchanged.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def expand(pattern: PathLike) -> list[Path | str]:
 
 
 def open_sources(paths: Sequence[PathLike], options: SourceOptions = DEFAULTS) -> ImageSource | MatrixSource:
-    """Open one source or several, which are read one after the other, in the order given."""
+    """Open one source, or several that are read in the given order."""
     found = [path for given in paths for path in expand(given)]
     if not found:
         raise UsageError("there is nothing to read: name a source.")
@@ -147,7 +147,7 @@ def open_sources(paths: Sequence[PathLike], options: SourceOptions = DEFAULTS) -
 
 
 class JoinedSource(ImageSource):
-    """Several sources one after the other, in the order given; names are those in each, and may come twice."""
+    """Several sources in the given order; an image keeps its name, which may occur twice."""
 
     kind: ClassVar[str]
 
@@ -169,7 +169,7 @@ class JoinedSource(ImageSource):
             yield from source._sample(max(1, most // len(self.sources)))
 
     def within(self, rows: range) -> tuple[range, range]:
-        """Return which of the sources hold these rows, and where in those, one after the other, they are."""
+        """Return the range of sources that hold these rows, and the rows counted from the first of those sources."""
         if not rows:
             return range(0), range(0)
         which = range(bisect_right(self._ends, rows.start), bisect_right(self._ends, rows.stop - 1) + 1)
@@ -186,7 +186,7 @@ class JoinedSource(ImageSource):
 
 
 def _shared_names(sources: Sequence[ImageSource]) -> list[str]:
-    """Say which names of one source are in another, too."""
+    """Describe the names that occur in more than one source."""
     owners: dict[str, int] = {}
     both = [e.name for i, source in enumerate(sources) for e in source.entries if owners.setdefault(e.name, i) != i]
     if not both:
@@ -196,16 +196,16 @@ def _shared_names(sources: Sequence[ImageSource]) -> list[str]:
 
 
 class ListSource(ImageSource):
-    """Image files that are listed, in the order of the list, named as they are there.
+    """Image files from a list, in its order and named as in the list.
 
     Parameters
     ----------
     paths : sequence of str
-        Relative to ``folder``, or absolute. A name is the path without a leading ``./``, ``../`` or ``/``; that of
-        an absolute path below ``folder`` is relative to it.
+        Relative to ``folder``, or absolute. A name is the path without a leading ``./``, ``../`` or ``/``; an
+        absolute path below ``folder`` becomes relative to it.
     folder : path-like
     shown : str
-        What the list is called.
+        Name of the list in messages.
     """
 
     kind: ClassVar[str] = "list"
@@ -244,10 +244,10 @@ class ListSource(ImageSource):
 
 
 def read_list(file: IO[bytes], *, null: bool | None = None) -> list[str]:
-    r"""Read a list of paths: separated by null bytes where there is one (or ``null`` says so), else by newlines.
+    r"""Read a list of paths, separated by null bytes if there are any (or if ``null``), else by newlines.
 
-    It is UTF-8, with a byte order mark or without, or UTF-16 with one, as PowerShell writes it; without one UTF-16 is
-    refused, for its zeros would separate paths of one letter.
+    It is UTF-8, with or without a byte order mark, or UTF-16 with one, as PowerShell writes it. UTF-16 without a mark
+    is refused, because its zero bytes would separate one-letter paths.
 
     Examples
     --------
@@ -271,7 +271,7 @@ def read_list(file: IO[bytes], *, null: bool | None = None) -> list[str]:
 
 
 def open_list(where: PathLike | IO[bytes], *, null: bool | None = None, folder: PathLike = ".") -> ListSource:
-    """Open the image files of a list, in a file or a stream, see :class:`ListSource` and :func:`read_list`."""
+    """Open the image files in a list, from a file or a stream, see :class:`ListSource` and :func:`read_list`."""
     if isinstance(where, str | os.PathLike):
         with reading(where, "this list"), Path(where).open("rb") as file:
             shown, paths = str(where), read_list(file, null=null)
@@ -283,7 +283,7 @@ def open_list(where: PathLike | IO[bytes], *, null: bool | None = None, folder: 
 
 
 class SubsetSource(ImageSource):
-    """Some images of another source, by their positions, in its order; it rejects what that one rejects."""
+    """Some images of another source, by position, in its order; rejects the same images."""
 
     kind = "subset"
 
@@ -296,7 +296,7 @@ class SubsetSource(ImageSource):
         self.told, self.others = source.told, source.others
 
     def settle(self, preprocess: Preprocess) -> Preprocess:
-        """Return it with the depth that all images of the other source use together."""
+        """Return ``preprocess`` with the depth shared by all images of the other source."""
         return self._source.settle(preprocess)
 
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -311,7 +311,7 @@ def missing_from(source: ImageSource, names: Iterable[str]) -> SubsetSource: ...
 @overload
 def missing_from(source: MatrixSource, names: Iterable[str]) -> MatrixSource: ...
 def missing_from(source: ImageSource | MatrixSource, names: Iterable[str]) -> SubsetSource | MatrixSource:
-    """Return what has another name than these; of a name that images have more often, those beyond its count."""
+    """Return the images with other names than these; each name removes as many as it occurs here."""
     if isinstance(source, MatrixSource):
         return source.without(names)
     there = Counter(names)

@@ -1,4 +1,4 @@
-"""Pixels of any kind as 8 bits a channel, and how many bits of 16 are used."""
+"""Convert pixels of any kind to 8 bits per channel, and find how many of 16 bits are used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_PIXELS = 178_956_970
-"""Largest image that is decoded unless asked for, in pixels: where Pillow, too, speaks of a decompression bomb."""
+"""Largest image that is decoded by default, in pixels: Pillow's own limit for decompression bombs."""
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNK = struct.Struct(">I4s")
@@ -30,13 +30,13 @@ _NEAREST_MODE = {"1": "L", "La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # RGB for 
 
 
 FULL_DEPTH = 16
-"""Significant bits of 16-bit greyscale that uses its whole range."""
+"""Significant bits of 16-bit greyscale that uses its full range."""
 
 OWN_DEPTH = 0
-"""In place of a number of bits: each image has those that its own greatest value takes."""
+"""Special depth: each image uses the bits of its own maximum."""
 
 LEAST_DEPTH = 8
-"""Fewer bits than these are not stretched, as they are not in an 8-bit image."""
+"""Smallest depth: fewer bits are not stretched, as in an 8-bit image."""
 
 _DARK = 13  # bits: an eighth of full brightness
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # tags of TIFF
@@ -44,12 +44,12 @@ _PNG_COLOUR_16 = re.compile(rb"\x89PNG\r\n\x1a\n.{4}IHDR.{8}\x10[\x02\x04\x06]",
 
 
 def to_eight_bits(image: Image.Image, depth: int = OWN_DEPTH, data: bytes = b"") -> Image.Image:
-    """Convert a loaded image to mode L, RGB, LA or RGBA, 8 bits a channel, without changing its size.
+    """Convert a loaded image to mode L, RGB, LA or RGBA, 8 bits per channel, without changing its size.
 
-    16-bit greyscale is scaled (65535 becomes 255), never clipped; of fewer significant bits, which the file
-    (``data``) states or else ``depth`` says, their greatest value becomes 255. 32-bit integers within 0..65535 are
-    taken as 16-bit, floats within 0..1 or 0..255 as such; others are stretched from their own least to their greatest
-    value. A transparent colour becomes alpha. Colour profiles are ignored.
+    16-bit greyscale is scaled (65535 becomes 255), never clipped; with fewer significant bits, which the file
+    (``data``) or else ``depth`` states, their maximum becomes 255. 32-bit integers within 0..65535 are treated as
+    16-bit, floats within 0..1 or 0..255 as such; others are stretched from their minimum to their maximum. A
+    transparent colour becomes alpha. Colour profiles are ignored.
     """
     mode = image.mode
     transparent = mode in ("1", "L", "P", "RGB") and image.info.get("transparency") is not None
@@ -65,7 +65,7 @@ def to_eight_bits(image: Image.Image, depth: int = OWN_DEPTH, data: bytes = b"")
 
 
 def _is_wide(image: Image.Image) -> bool:
-    """Tell whether an image is greyscale of 16 or 32 bits."""
+    """Return whether an image is greyscale of 16 or 32 bits."""
     return image.mode == "I" or image.mode.startswith("I;16")
 
 
@@ -86,16 +86,16 @@ def _integers_to_bytes(values: NDArray[Any], depth: int) -> NDArray[np.uint8]:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
         return _stretch(values.astype(np.float64), low, high)
-    bits = max(depth, high.bit_length(), LEAST_DEPTH)  # an image that goes beyond the others' range is not clipped
+    bits = max(depth, high.bit_length(), LEAST_DEPTH)  # do not clip an image beyond the common range
     top = (1 << bits) - 1
     return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
 
 def _stated_depth(image: Image.Image, values: NDArray[Any], data: bytes) -> int | None:
-    """Return the significant bits that a file states: TIFF's samples, or PNG's sBIT; None where it states none.
+    """Return the significant bits that a file states, in TIFF's samples or PNG's sBIT, or None.
 
-    A PNG should have its values scaled to all 16 bits and sBIT say how many were there before. Where it has them in
-    the lowest bits in place of that, sBIT says their range.
+    A PNG should scale its values to all 16 bits, with the original depth in sBIT. If the values are in the lowest
+    bits instead, sBIT gives their range.
     """
     if image.format == "TIFF":
         tags: Any = getattr(image, "tag_v2", {})
@@ -104,7 +104,7 @@ def _stated_depth(image: Image.Image, values: NDArray[Any], data: bytes) -> int 
             return int(bits[0])
         most = most if isinstance(most, int) else max(most, default=0)
         return most.bit_length() if 1 << (LEAST_DEPTH - 1) <= most < 0xFFFF else None
-    if image.format not in ("PNG", None):  # whose decoders scale by the range that the file states
+    if image.format not in ("PNG", None):  # other decoders scale by the stated range
         return FULL_DEPTH
     bits = next((chunk[8] for kind, chunk in png_chunks(data) if kind == b"sBIT" and len(chunk) > 12), None)
     if bits is None or not 1 <= bits <= FULL_DEPTH:
@@ -115,9 +115,9 @@ def _stated_depth(image: Image.Image, values: NDArray[Any], data: bytes) -> int 
 
 
 def depth_used(data: bytes) -> int | None:
-    """Return how many bits the greatest value of a greyscale 16-bit PNG or TIFF takes.
+    """Return how many bits the maximum of a greyscale 16-bit PNG or TIFF needs.
 
-    None for other images, for damaged ones, and where the file states its depth.
+    None for other images, for damaged ones, and if the file states its depth.
     """
     try:
         with Image.open(BytesIO(data), formats=("PNG", "TIFF")) as image:
@@ -127,12 +127,12 @@ def depth_used(data: bytes) -> int | None:
             values = np.asarray(image)
             stated = _stated_depth(image, values, data) is not None or int(values.min()) < 0
             return None if stated else int(values.max()).bit_length()
-    except Exception:  # noqa: BLE001, RUF100 - reading it in earnest says what is wrong
+    except Exception:  # noqa: BLE001, RUF100 - decoding it later reports the error
         return None
 
 
 def dark_colours(image: Image.Image, data: bytes) -> str | None:
-    """Say what is wrong with a loaded colour image of 16 bits that uses its lowest ones, of which Pillow keeps none.
+    """Describe the fault of a 16-bit colour image that uses only its low bits, which Pillow drops.
 
     None for other images.
     """
@@ -147,7 +147,7 @@ def dark_colours(image: Image.Image, data: bytes) -> str | None:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield kind and bytes, with length and checksum, of each chunk of a PNG; nothing where it is none."""
+    """Yield kind and bytes, with length and checksum, of each chunk of a PNG; nothing for other data."""
     at = len(PNG_MAGIC)
     while data.startswith(PNG_MAGIC) and at + 12 <= len(data):
         length, kind = _PNG_CHUNK.unpack_from(data, at)
@@ -179,7 +179,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
     return converted
 
 
-# As warnings.filterwarnings would make it; the comment makes the pattern, and so the filter, ours alone.
+# Like warnings.filterwarnings; the comment makes the pattern, and so the filter, unique.
 _FILTER = ("ignore", None, Warning, re.compile(r"PIL\.(?#stochcl)"), 0)
 
 _lock = threading.Lock()
@@ -191,9 +191,9 @@ _this_thread = threading.local()
 def quiet_pillow() -> Iterator[None]:
     """Ignore warnings raised inside Pillow within this block; blocks may be nested.
 
-    ``warnings.catch_warnings`` saves and restores the whole list of filters, which threads do to each other's
-    harm. Here the first thread in adds one filter and the last thread out removes that one. An inner block
-    costs next to nothing, so that a loop over small images (100 microseconds each) can stand in an outer one.
+    ``warnings.catch_warnings`` saves and restores the whole list of filters, which is not safe with threads. Here
+    the first thread to enter adds one filter and the last to leave removes it. An inner block costs almost nothing,
+    so a loop over small images (100 microseconds each) can be inside an outer one.
     """
     if getattr(_this_thread, "quiet", False):
         yield
@@ -225,15 +225,15 @@ def _leave() -> None:
 
 
 SAMPLED = 64
-"""Images that say which depth those of a source have, at most."""
+"""Most images sampled for the depth of a source."""
 
 SAMPLED_BYTES = 256 << 20
 
 
 def common_depth(files: Iterable[bytes]) -> tuple[int, str]:
-    """Return the bits that 16-bit greyscale images use together, and what is to be said of that.
+    """Return the depth that 16-bit greyscale images share, and a remark about it.
 
-    They are those of the greatest value in any of them; where there are none, each image that comes has its own.
+    It is the depth of the largest value in any of them; without any such image, each has its own.
     """
     with quiet_pillow():
         used = [bits for bits in map(depth_used, files) if bits is not None]

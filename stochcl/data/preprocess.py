@@ -1,4 +1,4 @@
-"""From the bytes of an image file to the square of pixels that an encoder sees."""
+"""From the bytes of an image file to the square of pixels for an encoder."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ if TYPE_CHECKING:
 Fit = Literal["crop", "pad", "stretch"]
 
 FITS: tuple[str, ...] = get_args(Fit)
-"""What may happen to an image that is not square."""
+"""Ways to make an image square."""
 
 MAX_FILE_BYTES = 512 * 1024**2
-"""Largest image file, or archive member, that is read."""
+"""Maximum size of an image file or archive member."""
 
 MAX_SIZE = 4096
-"""Largest side of a preprocessed image, in pixels."""
+"""Maximum side of a preprocessed image, in pixels."""
 
 PAD_GREY = 128
-"""The grey of the borders that ``fit="pad"`` adds."""
+"""The grey of the borders with ``fit="pad"``."""
 
-# A reduction by whole factors (JPEG's own scaled decoding, then box averages) comes first and leaves at least
-# this many times the final size to the bicubic filter. Pillow calls 3 nearly indistinguishable from a fair
-# resampling; for JPEG, whose scaled decoding is itself band-limited, 2 is.
+# First a reduction by whole factors (JPEG's own scaled decoding, then box averages), down to at least this many
+# times the final size; then the bicubic filter. Pillow calls 3 nearly indistinguishable from a fair resampling;
+# for JPEG, whose scaled decoding is itself band-limited, 2 is.
 _REDUCING_GAP = 3.0
 _DRAFT_GAP = 2.0
 
 _FORMATS = [
     "JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI", "JXL", "HEIF",
 ]  # fmt: skip
-# none that runs a program (EPS runs Ghostscript) or only holds a reference to an image,
-# and none that is known by no magic number and so sees an image in any bytes (TGA)
+# No format that runs a program (EPS runs Ghostscript) or that only refers to an image, and none without a magic
+# number, which would match any bytes (TGA).
 
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _JXL_MAGICS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
-_PNG_KEPT = (b"tRNS", b"eXIf")  # of the chunks that a reader may ignore: transparency and orientation
+_PNG_KEPT = (b"tRNS", b"eXIf")  # ancillary chunks to keep: transparency and orientation
 _JPEG_MAGIC, _JPEG_END, _JPEG_SCAN = b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda"
 _PADDING = (bytes.fromhex("5aa7330f") * 64, bytes.fromhex("00") * 256, bytes.fromhex("c3912e78a4") * 50)
 
@@ -78,7 +78,7 @@ _TRANSPOSED = {
 
 
 class DamagedImage(ImageError):
-    """An image that is damaged, with the pixels that could be read of it all the same."""
+    """A damaged image that is still readable, with its pixels."""
 
     def __init__(self, reason: str, pixels: NDArray[np.uint8]) -> None:
         super().__init__(reason)
@@ -89,8 +89,8 @@ class DamagedImage(ImageError):
 class Preprocess:
     """How an image of any shape becomes ``size`` x ``size`` RGB pixels.
 
-    The image is turned upright as its EXIF orientation says, resized (bicubic, antialiased), and transparency
-    is laid on white.
+    The image is turned upright by its EXIF orientation, resized (bicubic, antialiased), and composed on white if
+    transparent.
 
     Parameters
     ----------
@@ -98,18 +98,17 @@ class Preprocess:
         Side of the result, in pixels.
     fit : {"crop", "pad", "stretch"}
         ``crop`` resizes the short side to ``size`` and keeps the centre; ``pad`` resizes the long side and
-        fills up with grey (``PAD_GREY``); ``stretch`` resizes both sides and changes the aspect.
+        adds grey borders (``PAD_GREY``); ``stretch`` resizes both sides and changes the aspect.
     depth : int, optional
-        Significant bits of 16-bit greyscale images that do not state them: what is white. 0 gives each image those
-        of its own greatest value; None lets the source decide, by the greatest value of some of its images, where it
-        has such images, and is else 0.
+        Significant bits of 16-bit greyscale images that do not state them, which sets white. 0 uses each image's own
+        maximum. None uses the maximum over a sample of the source's 16-bit images, or 0 without any.
     max_pixels : int
         Larger images are not decoded.
 
     Raises
     ------
     ValueError
-        If ``size``, ``fit`` or ``depth`` is not one of these.
+        If ``size``, ``fit`` or ``depth`` is out of range.
     """
 
     size: int
@@ -126,12 +125,12 @@ class Preprocess:
             raise ValueError(f"16-bit images have {LEAST_DEPTH} to {FULL_DEPTH} significant bits, not {self.depth}")
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Decode an image file, shape (size, size, 3), uint8; the first frame where there are several.
+        """Decode an image file to shape (size, size, 3), uint8; the first frame if there are several.
 
         Raises
         ------
         DamagedImage
-            If it is damaged and can be read all the same: the error has the pixels.
+            If it is damaged but readable: the error has the pixels.
         ImageError
             If it cannot be read.
         """
@@ -167,7 +166,7 @@ class Preprocess:
     def _opened(self, data: bytes) -> Image.Image:
         try:
             return Image.open(BytesIO(data), formats=_formats())
-        except Image.DecompressionBombError:  # Pillow's own limit is the process's, and may stay as it is
+        except Image.DecompressionBombError:  # Pillow's own limit is global to the process, so it stays unchanged
             if self.max_pixels <= MAX_PIXELS:
                 raise
         for factory, accept in (Image.OPEN[kind] for kind in _formats()):
@@ -177,15 +176,15 @@ class Preprocess:
         raise UnidentifiedImageError
 
     def convert(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Bring a Pillow image, whose file may not have been decoded yet, to shape (size, size, 3), uint8."""
+        """Preprocess a Pillow image, decoded or not, to shape (size, size, 3), uint8."""
         with self._explained(), quiet_pillow():
             self._check_pixels(image)
             return self.apply(image)
 
     def apply(self, image: Image.Image, data: bytes = b"") -> NDArray[np.uint8]:
-        """Bring a Pillow image, of a file of these bytes, to shape (size, size, 3), uint8."""
+        """Preprocess a Pillow image with these file bytes to shape (size, size, 3), uint8."""
         image.load()
-        # The crop is exactly central and the result square, so turning it upright can wait.
+        # The crop is central and the result square, so the rotation can follow at the smaller size.
         small = self._resize(to_eight_bits(image, self.depth or OWN_DEPTH, data))
         turn = _TRANSPOSED.get(_orientation(image))
         upright = _on_white(small if turn is None else small.transpose(turn))
@@ -196,7 +195,7 @@ class Preprocess:
         return np.array(canvas)
 
     def _scaled(self, width: int, height: int, size: float) -> tuple[int, int]:
-        """Return the size that the whole image takes when the result's side is ``size``."""
+        """Return the size of the whole image when the result's side is ``size``."""
         if self.fit == "stretch":
             return max(1, round(size)), max(1, round(size))
         factor = size / (min(width, height) if self.fit == "crop" else max(width, height))
@@ -220,7 +219,7 @@ class Preprocess:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say in an ImageError what Pillow found wrong."""
+        """Turn Pillow's errors into an ImageError."""
         try:
             yield
         except ImageError:
@@ -237,8 +236,8 @@ class Preprocess:
 
 
 def identify(data: bytes) -> bool:
-    """Tell whether data begins like an image of a format that is read here."""
-    if data.startswith(_TIFF_MAGICS):  # whose size may stand at its end
+    """Return whether data begins like an image in a supported format."""
+    if data.startswith(_TIFF_MAGICS):  # a TIFF's size may be at the end of the file
         return True
     try:
         with quiet_pillow(), Image.open(BytesIO(data), formats=_formats()):
@@ -262,7 +261,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    """Return the EXIF orientation, 1 to 8, or 1 if there is none or it cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # noqa: BLE001, RUF100 - damaged metadata does not make the pixels unreadable
@@ -278,12 +277,12 @@ def _formats() -> tuple[str, ...]:
 
         pillow_heif.register_heif_opener()
     with suppress(ImportError):
-        import pillow_jxl  # noqa: F401 - which registers itself
+        import pillow_jxl  # noqa: F401 - registers itself
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def what_is_needed(data: bytes, formats: tuple[str, ...]) -> str | None:
-    """Say what to do about a file that stands for an image, or that a plug-in of Pillow reads; None for others."""
+    """Return advice for a Git LFS pointer, or an image that needs a Pillow plug-in; None for other files."""
     if is_lfs_pointer(data):
         return "it is a Git LFS pointer in place of the image; run: git lfs pull"
     heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
@@ -297,9 +296,9 @@ def what_is_needed(data: bytes, formats: tuple[str, ...]) -> str | None:
 
 
 def lean_png(data: bytes) -> bytes | None:
-    """Return a PNG with nothing but what its pixels need, for texts and profiles must not cost them.
+    """Return a PNG without damaged or needless ancillary chunks, such as texts and profiles.
 
-    None where it is no PNG, or holds nothing else.
+    None if it is no PNG, or has no such chunk.
     """
     parts, left_out = [PNG_MAGIC], False
     for kind, chunk in png_chunks(data):
@@ -313,10 +312,10 @@ def lean_png(data: bytes) -> bytes | None:
 
 
 def ended_jpeg(data: bytes) -> bytes | None:
-    """Return a JPEG with its end marker, where that is all that it lacks, else None.
+    """Return a JPEG with its end marker added, if only that is missing, else None.
 
-    The decoder fills up what is missing of a cut one without a word. So it is decoded with some bytes behind it, too:
-    they change the pixels unless all of them were there.
+    The decoder silently fills in missing data. So the image is also decoded with padding bytes appended: they change
+    the pixels unless all data was there.
     """
     if not data.startswith(_JPEG_MAGIC):
         return None
@@ -324,7 +323,7 @@ def ended_jpeg(data: bytes) -> bytes | None:
     try:
         pixels, progressive = _jpeg_pixels(data + _JPEG_END)
         whole = all(np.array_equal(pixels, _jpeg_pixels(data + pad + _JPEG_END)[0]) for pad in _PADDING)
-    except Exception:  # noqa: BLE001, RUF100 - as when decoding: it is not whole
+    except Exception:  # noqa: BLE001, RUF100 - as in decode: it is not whole
         return None
     return data + _JPEG_END if whole and (not progressive or _has_all_scans(data)) else None
 
@@ -336,7 +335,7 @@ def _jpeg_pixels(data: bytes) -> tuple[np.ndarray, bool]:
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Tell whether the scans of a progressive JPEG bring each coefficient of each component to its last bit."""
+    """Return whether the scans of a progressive JPEG have all bits of all coefficients of each component."""
     components, exact, at = set[int](), set[tuple[int, int]](), data.find(_JPEG_SCAN)
     while at >= 0:
         count = data[at + 4]

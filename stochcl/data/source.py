@@ -1,4 +1,4 @@
-"""What a source of images is: a list of entries that load as squares of pixels, or a stream of them."""
+"""The base of image sources: a list of entries that load as squares of pixels, or a stream of images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Entry:
     size : int
         Bytes of the image file (of an archive member: uncompressed).
     mtime_ns : int
-        When the file, or the archive it lies in, was last changed, in nanoseconds since 1970.
+        Modification time of the file or its archive, in nanoseconds since 1970.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An image that cannot be read: its name, and why, as a clause."""
+    """An image that cannot be read: its name, and the reason as a clause."""
 
     name: str
     reason: str
@@ -60,26 +60,26 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageBatch:
-    """Consecutive images of a source, those that could be read and those that could not.
+    """Consecutive images of a source, split into readable ones and failures.
 
     Parameters
     ----------
     rows : range
         Positions in the source's entries that the batch covers.
     positions : tuple of int
-        Those of the readable images. (Names do not tell them apart: an archive may hold one name twice.)
+        Positions of the readable images. (Names are ambiguous: an archive may hold one name twice.)
     names : tuple of str
         Names of the readable images.
     images : ndarray of uint8, shape (B, size, size, 3)
         The readable images, in the order of ``names``.
     failures : tuple of Failure
-        The others.
+        The other images.
     sizes : tuple of int
         Bytes of the readable images' files.
     labels : tuple of str, optional
-        Labels of the readable images, where the source itself has them; not those that names carry.
+        Labels of the readable images, if the source has them; labels from names are not included.
     damaged : tuple of Failure
-        Which of the readable images are damaged, and how.
+        Readable images that are damaged, and how.
     """
 
     rows: range
@@ -93,17 +93,17 @@ class ImageBatch:
 
     @property
     def inputs(self) -> NDArray[np.uint8]:
-        """What an encoder takes: the images."""
+        """Input for an encoder: the images."""
         return self.images
 
 
 class Depths(ABC):
-    """What images of a source use of 16 bits, decided once for all of them."""
+    """Decides once how many of 16 bits the images of a source use."""
 
     _depth: tuple[int, str] | None = None
 
     def settle(self, preprocess: Preprocess) -> Preprocess:
-        """Return it with a depth of 16-bit images: its own, or else what images of the source use."""
+        """Return ``preprocess`` with its own depth of 16-bit images, or else the source's."""
         if preprocess.depth is not None:
             return preprocess
         if self._depth is None:
@@ -112,25 +112,25 @@ class Depths(ABC):
 
     @abstractmethod
     def _sample(self, most: int) -> Iterator[bytes]:
-        """Yield files that may be 16-bit images, which decide; none where there are no files."""
+        """Yield files that may be 16-bit images, to decide the depth; none if there are no files."""
 
 
 class ImageSource(Depths):
     """A folder, an archive or an array of images, read one at a time or in batches.
 
-    The contract, for all of them:
+    All sources share this contract:
 
-    - ``entries`` are in bytewise order of their names; a list of files, and several sources, keep the order in
-      which they are given. Equal names are kept, in the order they are stored. Listing reads no image.
-    - ``rejected`` are images that are there but will not be opened, each with its reason: a broken link, an
-      encrypted member, a name that climbs out of the archive. They are not among the entries.
-    - ``load`` and ``batches`` may be called from several threads at once, and a source can be pickled: a
-      process that receives it opens its own files.
+    - ``entries`` are in bytewise order of their names; a list of files, or several sources, keep the given order.
+      Equal names are kept, in stored order. Listing reads no image.
+    - ``rejected`` are images that will not be opened, each with its reason: a broken link, an encrypted member, a
+      name that climbs out of the archive. They are not among the entries.
+    - ``load`` and ``batches`` may be called from several threads at once, and a source can be pickled: a process
+      that receives it opens its own files.
     - An image that cannot be read is an ImageError from ``load`` and a Failure in ``batches``. A source that
-      cannot be read at all is a SourceError; where the disk, the network or the file table fails, or a listed file
-      is gone, both raise EnvironmentFault.
+      cannot be read at all is a SourceError; if the disk, the network or the file table fails, or a listed file is
+      gone, both raise EnvironmentFault.
 
-    Only ``_read`` differs between the kinds (and ``_image`` where there is no file to decode).
+    Subclasses implement only ``_read`` (and ``_image`` if there is no file to decode).
     """
 
     kind: ClassVar[str]
@@ -138,17 +138,17 @@ class ImageSource(Depths):
     entries: Sequence[Entry]
     rejected: Sequence[Failure]
     labels: Sequence[str] | None = None
-    """A label of each entry, where the source itself has them."""
+    """The label of each entry, if the source has labels."""
     others: Counter[str] | None = None
-    """Files that were not taken for images, by the ending of their names."""
+    """Counts of files that were not taken as images, by ending."""
     told: Sequence[str] = ()
-    """What was noticed when it was listed."""
+    """Remarks from listing the source."""
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def remarks(self) -> list[str]:
-        """Return what should be said of the source as it was read."""
+        """Return remarks about the source as it was read."""
         depth = "" if self._depth is None else self._depth[1]
         others = remark_on_others(self.others, 0 if self.labels else len(self))
         return [line for line in (depth, others, *self.told) if line]
@@ -162,7 +162,7 @@ class ImageSource(Depths):
             size += self.entries[i].size
             if size > SAMPLED_BYTES * most // SAMPLED:
                 return
-            with suppress(ImageError, EnvironmentFault):  # which reading it in earnest raises
+            with suppress(ImageError, EnvironmentFault):  # reading the image later raises it
                 yield self._read(i)
 
     def load(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -191,7 +191,7 @@ class ImageSource(Depths):
     def _enter(
         self, listed: list[tuple[Entry, Place]], rejected: list[Failure], files: FileFilter, what: str
     ) -> list[Place]:
-        """Take over what a listing has found, in the order of its names; return the places."""
+        """Set the entries from a listing, sorted by name; return the places in that order."""
         listed.sort(key=lambda pair: sort_key(pair[0].name))
         self.entries = [entry for entry, _ in listed]
         self.rejected = sorted(rejected, key=lambda failure: sort_key(failure.name))
@@ -201,26 +201,26 @@ class ImageSource(Depths):
         return [place for _, place in listed]
 
     def _fault(self, i: int, exc: EnvironmentFault) -> EnvironmentFault:
-        """Return the error that ends the reading of the source at this image."""
+        """Return the error that ends reading the source at this image."""
         return EnvironmentFault(
             f"{escape_name(self.path)}: {escape_name(self.entries[i].name)}: {exc}; this is no fault of the image, "
             "so reading stops here."
         )
 
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
-        """Read and preprocess image ``i``; the message of an ImageError is the reason alone."""
+        """Read and preprocess image ``i``; the message of an ImageError is only the reason."""
         return preprocess.decode(self._read(i))
 
     @abstractmethod
     def _read(self, i: int) -> bytes:
-        """Return the bytes of image file ``i``; the message of an ImageError is the reason alone."""
+        """Return the bytes of image file ``i``; the message of an ImageError is only the reason."""
 
 
 def check_not_empty(
     path: Path | str, entries: Sequence[Entry], rejected: Sequence[Failure], what: str,
     others: Counter[str] | None = None,
 ) -> None:  # fmt: skip
-    """Raise SourceError, with the first reason, where a source has no image that could be read."""
+    """Raise SourceError, with the first reason, if a source has no readable image."""
     if entries:
         return
     if rejected:
@@ -236,18 +236,18 @@ def check_not_empty(
 
 
 LOOK_AHEAD = 2
-"""Batches that are decoded ahead of the one the consumer holds; memory is bounded by it."""
+"""Batches decoded ahead of the consumer's; bounds memory."""
 
-_CHUNK = 16  # images that a thread takes at a time: few enough to share a batch, enough to hide the queue
+_CHUNK = 16  # images per task: few enough to share a batch, enough to hide the queue's overhead
 
 
-_Reasons = dict[int, tuple[str, bool]]  # what is wrong with an image, and whether it was read all the same
+_Reasons = dict[int, tuple[str, bool]]  # an image's fault, and whether the image is still readable
 
 
 def decode_ahead(
     parts: Iterator[tuple[ImageSource, range]], preprocess: Preprocess, workers: int
 ) -> Iterator[ImageBatch]:
-    """Yield a batch for each part, some rows of a source, whose images are decoded in threads ahead of it."""
+    """Yield a batch for each (source, rows) pair, decoding ahead in threads."""
     stop = threading.Event()
 
     def empty(rows: range) -> NDArray[np.uint8]:
@@ -286,11 +286,11 @@ def decode_ahead(
 def _fill(
     source: ImageSource, preprocess: Preprocess, rows: range, images: NDArray[np.uint8], stop: threading.Event
 ) -> _Reasons:
-    """Decode ``rows`` into ``images`` and return what is wrong with some."""
+    """Decode ``rows`` into ``images``, and return the faults by row."""
     reasons: _Reasons = {}
     with quiet_pillow():
         for k, i in enumerate(rows):
-            if stop.is_set():  # nobody waits for the rest
+            if stop.is_set():  # nobody needs the rest
                 break
             try:
                 images[k] = source._image(i, preprocess)
@@ -318,11 +318,11 @@ def _finish(source: ImageSource, rows: range, images: NDArray[np.uint8], reasons
     )  # fmt: skip
 
 
-BATCH_BYTES = 32 << 20  # of image files in a batch, or fewer images than asked for; three batches wait at a time
+BATCH_BYTES = 32 << 20  # of image files per batch, which may shorten it; three batches wait at a time
 
 
 class Loaded(ImageSource):
-    """Some images whose files are in memory, or whose reason for not being there is."""
+    """Images whose files are in memory, or whose error is."""
 
     kind: ClassVar[str] = "loaded"
     rejected: Sequence[Failure] = ()
@@ -335,7 +335,7 @@ class Loaded(ImageSource):
         self._files: list[bytes | str] = []
 
     def enter(self, name: str, file: bytes | str, label: str | None) -> None:
-        """Add an image: the bytes of its file, or why there are none."""
+        """Add an image: the bytes of its file, or the reason why there are none."""
         size = len(file) if isinstance(file, bytes) else 0
         self.entries.append(Entry(name, size, 0))
         self._files.append(file)
@@ -352,10 +352,10 @@ class Loaded(ImageSource):
 
 
 class StreamSource(Depths):
-    """Images that are known when they come: no listing, no length; batches as those of :class:`ImageSource`.
+    """Images that arrive in a stream, without listing or length; batches as from :class:`ImageSource`.
 
-    Rows stand in the order in which they come. What is refused is a failure of its batch, at its place. Where the
-    stream breaks, the images before are given first, and then the error is raised.
+    Rows are in order of arrival. A refused image is a failure in its batch, at its position. If the stream breaks,
+    the images before the break are returned first, and then the error is raised.
     """
 
     kind: ClassVar[str]
@@ -366,13 +366,13 @@ class StreamSource(Depths):
         self.path = path
         self.others: Counter[str] = Counter()
         self.told: Sequence[str] = ()
-        self._ahead: list[_Image] = []  # read to decide on the depth, and not given yet
+        self._ahead: list[_Image] = []  # read to decide the depth, and not returned yet
         self._rest: Iterator[_Image] | None = None
         self._unlabelled = 0
         self._broken: SourceError | None = None
 
     def _sample(self, most: int) -> Iterator[bytes]:
-        """Yield the 16-bit images that the stream begins with; what others wait for is one image that is not."""
+        """Yield the 16-bit images at the start of the stream; the first image of another kind ends them."""
         self._rest, size = self._images(most), 0
         try:
             for name, file, label in self._rest:
@@ -394,21 +394,21 @@ class StreamSource(Depths):
         yield from self._images(batch_size) if self._rest is None else self._rest
 
     def remarks(self) -> list[str]:
-        """Return what should be said of the source once it was read."""
+        """Return remarks about the source once it was read."""
         depth = "" if self._depth is None else self._depth[1]
         others = remark_on_others(self.others, self._unlabelled)
         return [line for line in (depth, others, *self.told) if line]
 
     @abstractmethod
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
-        """Yield of each image its name, its file or why there is none, and its label; SourceError where it breaks."""
+        """Yield each image's name, its file or why there is none, and its label; raise SourceError at a break."""
 
     def __len__(self) -> int:
-        """Images in all, or 0 where that is not known."""
+        """Return the number of images, or 0 if unknown."""
         return 0
 
     def batches(self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1) -> Iterator[ImageBatch]:
-        """Iterate over the images as they come, decoding ahead in threads."""
+        """Iterate over the images as they arrive, decoding ahead in threads."""
         preprocess = self.settle(preprocess)
         broken: list[SourceError] = []
 

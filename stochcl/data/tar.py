@@ -35,26 +35,25 @@ if TYPE_CHECKING:
 
 
 EXPANSION_LIMIT = 100
-"""How many times its own size the images of a compressed tar may take; images hardly compress at all."""
+"""Maximum size of the images in a compressed tar as a multiple of its own; images hardly compress."""
 
 EXPANSION_FLOOR = 1024**3
-"""Bytes that the images of a compressed tar may take, however small it is."""
+"""Size that the images of any compressed tar may have, in bytes."""
 
 RECENT_BYTES = 128 << 20
-"""Bytes of the last images of a stream that are kept for hard links to them."""
+"""Bytes of a stream's last images that are kept for later hard links to them."""
 
 
 class TarSource(ImageSource):
     """The images in a tar (also .tar.gz, .tar.bz2, .tar.xz, .tar.zst).
 
-    Tars that were joined one behind the other are all read, and a tar need not end with its mark, as GNU tar has it.
-    A hard link is the image that it links to, if that came before.
+    Concatenated tars are all read, and the end mark may be missing, as in GNU tar. A hard link to an earlier image is
+    that image.
 
-    A plain tar is indexed in one pass over its headers and read in place. A compressed one can only be read
-    from front to back, but images are wanted in the order of their names and more than once: so the one pass
-    that indexes it copies the images, as they come, to a temporary file that has no name and is gone with the
-    source. Memory stays bounded whatever the archive holds; the price is disk space of about the archive's
-    size, since images hardly compress. A source that is unpickled elsewhere makes its own copy.
+    A plain tar is indexed in one pass over its headers and read in place. A compressed one can only be read front to
+    back, but images are needed in the order of their names and more than once. So the indexing pass copies the images
+    to an unnamed temporary file, which disappears with the source. Memory stays bounded, at the price of disk space
+    of about the archive's size. An unpickled source makes its own copy.
     """
 
     kind: ClassVar[str] = "tar"
@@ -71,12 +70,12 @@ class TarSource(ImageSource):
             with (
                 reading(self.path, "this tar"),
                 self.path.open("rb") as file,
-            ):  # gzip and bz2 say damage as OSError, too
+            ):  # gzip and bz2 also raise OSError on damage
                 opener = compression(self.path)
                 self._file = _Spool(self.path) if opener else RandomFile(self.path)
                 found = _Index(self.path, files, self._file)
                 found.run(Stream(opener(file)) if opener else Stream(file, file.seek))
-        except StochclError:  # of which some are ValueErrors
+        except StochclError:  # some are ValueErrors
             raise
         except DAMAGE as exc:
             raise SourceError(
@@ -107,9 +106,9 @@ _NO_END = "the tar does not end with its mark (tar accepts that); if what wrote 
 def _members(
     archive: Headers, files: FileFilter, linked: Callable[[str], tuple[int, Pieces]]
 ) -> Iterator[tuple[tarfile.TarInfo, Kind, str, int, Pieces | str]]:
-    """Yield of each member its header, kind, name, size, and where its bytes are or why it is refused.
+    """Yield each member's header, kind, name, size, and its pieces or the reason why it is refused.
 
-    ``linked`` gives size and places of what a hard link names, or raises ValueError.
+    ``linked`` returns size and pieces of a hard link's target, or raises ValueError.
     """
     while (member := archive.next()) is not None:
         if member.isdir():
@@ -127,7 +126,7 @@ def _members(
 
 
 class _Index:
-    """One pass over a tar's headers, copying the images to ``spool`` where there is one."""
+    """One pass over a tar's headers, which copies the images of a compressed tar to its spool."""
 
     def __init__(self, path: Path, files: FileFilter, file: RandomFile) -> None:
         self.listed: list[tuple[Entry, Pieces]] = []
@@ -163,7 +162,7 @@ class _Index:
 
 
 def read_pieces(file: RandomFile, pieces: Pieces, size: int) -> bytes:
-    """Return a member of a tar."""
+    """Return the bytes of a tar member."""
     try:
         parts = [(at, file.read_at(place, count), count) for at, place, count in pieces]
     except OSError as exc:
@@ -183,17 +182,17 @@ def _joined(parts: list[tuple[int, bytes]], size: int) -> bytes:
 
 
 class _Spool(RandomFile):
-    """A temporary file without a name, written once and then read at any offset."""
+    """An unnamed temporary file, written once and then read at any offset."""
 
     def __init__(self, archive: Path) -> None:
         super().__init__(archive)
         self._limit = max(EXPANSION_FLOOR, EXPANSION_LIMIT * archive.stat().st_size)
         self._size = 0
-        with self._explained():  # unbuffered: it is read past a buffer
+        with self._explained():  # unbuffered, because reads bypass the buffer
             self._file = tempfile.TemporaryFile(prefix="stochcl-", buffering=0)  # noqa: SIM115 - lives as long as the source
 
     def copy(self, stream: Stream, place: int, size: int) -> int:
-        """Copy ``size`` bytes at a place of the stream; return the offset they have here."""
+        """Copy ``size`` bytes at a place of the stream; return their offset here."""
         offset = self._size
         self._size += size
         if self._size > self._limit:
@@ -219,17 +218,17 @@ class _Spool(RandomFile):
 
 
 class TarStream(StreamSource):
-    """The images of a tar that comes through a pipe, plain or compressed, in the order in which they come.
+    """The images of a plain or compressed tar from a pipe, in order of arrival.
 
     Parameters
     ----------
     file : binary file object
-        That reads; nothing is sought in it.
+        Readable; it is never sought.
     shown : str
-        What to call it.
+        Its name in messages.
     options : SourceOptions
-        With ``label_files``, the files of a sample stand together, as webdataset has them: its images are given once
-        all of it has come.
+        With ``label_files``, the files of a sample must be adjacent, as in webdataset: its images are returned
+        after all its files have arrived.
     """
 
     kind: ClassVar[str] = "tar"
@@ -245,7 +244,7 @@ class TarStream(StreamSource):
             for image in self._samples():
                 yield image
                 count += 1
-        except StochclError:  # of which some are ValueErrors
+        except StochclError:  # some are ValueErrors
             raise
         except (*DAMAGE, OSError) as exc:
             reason = os_reason(exc) if isinstance(exc, OSError) else str(exc) or type(exc).__name__
@@ -257,7 +256,7 @@ class TarStream(StreamSource):
             check_not_empty(self.path, [], [], "tar", self.others)
 
     def _samples(self) -> Iterator[tuple[str, bytes | str, str | None]]:
-        """Yield each image's name with its file, or with why it is refused, and its label."""
+        """Yield each image's name, its file or the reason why it is refused, and its label."""
         files = FileFilter(self._options)
         self.others = files.others
         if not files.ending:
@@ -273,10 +272,10 @@ class TarStream(StreamSource):
             yield from ((name, file, beside.label(name)) for name, file in images)
 
     def _members(self, files: FileFilter) -> Iterator[tuple[str, Kind, bytes | str]]:
-        """Yield the name, kind and bytes of each image and file with a label."""
+        """Yield the name, kind and bytes of each image and label file."""
         stream = Stream(_opened(self._file))
         headers = Headers(stream)
-        # Headers are read to the end: closing a pipe early would kill its writer.
+        # All headers are read, because closing a pipe early would kill its writer.
         for member, kind, name, size, pieces in _members(headers, files, self._recent.place):
             if isinstance(pieces, str):
                 yield name, kind, pieces
@@ -292,7 +291,7 @@ class TarStream(StreamSource):
 
 
 class _Recent:
-    """The last images of a stream, which hard links after them may name."""
+    """The last images of a stream, for later hard links to them."""
 
     def __init__(self) -> None:
         self._files: dict[str, bytes] = {}
@@ -305,7 +304,7 @@ class _Recent:
             self._size -= len(self._files.pop(next(iter(self._files))))
 
     def place(self, linkname: str) -> tuple[int, Pieces]:
-        """Return the size of a file that is kept, and no places; ValueError where it is not."""
+        """Return the size of a kept file, with no pieces; raise ValueError if it is not kept."""
         try:
             return len(self.read(linkname)), []
         except KeyError:
@@ -319,7 +318,7 @@ class _Recent:
 
 
 def _opened(file: IO[bytes]) -> Any:
-    """Return what reads the tar, decompressed where its first bytes say that it is compressed."""
+    """Return a reader of the tar, which decompresses it if its first bytes say so."""
     head = read_all(file, BLOCK)
     if not head:
         raise tarfile.ReadError("nothing came in")
@@ -328,7 +327,7 @@ def _opened(file: IO[bytes]) -> Any:
 
 
 class _Prefixed:
-    """A stream, some first bytes of which have been read already."""
+    """A stream whose first bytes have already been read."""
 
     def __init__(self, head: bytes, file: IO[bytes]) -> None:
         self._head, self._file = head, file

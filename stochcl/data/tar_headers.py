@@ -1,4 +1,4 @@
-"""The headers and streams of a tar, plain or compressed."""
+"""Headers and streams of a tar, plain or compressed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 BLOCK = 512
-"""Unit of a tar: headers and data begin at its multiples."""
+"""Alignment of headers and data in a tar."""
 
-MAX_HEADER = 16 * 1024**2  # longest single read that indexing needs: extended headers, which hold names
-CHUNK = 1 << 20  # bytes read at a time of what is no header
-_ZSTD_FEED = 1 << 10  # compressed bytes taken at a time: they unpack to 32 MiB at most
+MAX_HEADER = 16 * 1024**2  # longest single read for indexing: extended headers, which hold names
+CHUNK = 1 << 20  # bytes of data read at a time
+_ZSTD_FEED = 1 << 10  # compressed bytes fed at a time, which unpack to at most 32 MiB
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
@@ -34,13 +34,13 @@ DAMAGE = (
 
 
 def compression(path: Path) -> Callable[[IO[bytes]], Any] | None:
-    """Return what decompresses a file that is open, known by its first bytes; None where it is plain."""
+    """Return the decompressor for a file, by its first bytes, or None for a plain one."""
     with path.open("rb") as file:
         return decompressor(file.read(6))
 
 
 def decompressor(head: bytes) -> Callable[[Any], Any] | None:
-    """Return what decompresses a stream that begins like this; None where it is plain."""
+    """Return the decompressor for a stream with this head, or None for a plain one."""
     openers: dict[bytes, Callable[[Any], Any]] = {
         b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
         b"BZh": bz2.BZ2File,
@@ -51,7 +51,7 @@ def decompressor(head: bytes) -> Callable[[Any], Any] | None:
 
 
 class _Zstd:
-    """A Zstandard stream of any number of frames, read from front to back; a frame that is cut off is damage."""
+    """A Zstandard stream of any number of frames, read front to back; a truncated frame raises EOFError."""
 
     def __init__(self, raw: Any) -> None:
         zstandard = require("zstandard", "a .tar.zst file", "zstd")
@@ -79,7 +79,7 @@ class _Zstd:
 
 
 def looks_like_tar(head: bytes) -> bool:
-    """Tell whether the first 512 bytes are a tar header: its magic, or for old tars its checksum.
+    """Return whether the first 512 bytes are a tar header, by its magic, or for old tars its checksum.
 
     Examples
     --------
@@ -94,11 +94,11 @@ def looks_like_tar(head: bytes) -> bool:
 
 
 Pieces = list[tuple[int, int, int]]
-"""Where the bytes of a member are: for each piece its place in the file, its place in the archive, and its length."""
+"""Pieces of a member: for each its offset in the file, its offset in the archive, and its length."""
 
 
 class Headers(tarfile.TarFile):
-    """The headers of a tar, of all that are joined one behind the other, with or without the marks that end them."""
+    """The headers of a tar or of several concatenated ones, with or without end marks."""
 
     def __init__(self, stream: Stream) -> None:
         self.ended = self._junk = self._begun = False
@@ -106,7 +106,7 @@ class Headers(tarfile.TarFile):
         self._begun = True
 
     def next(self) -> tarfile.TarInfo | None:
-        """Return the next header, None at the end; what tarfile would take for an end is damage."""
+        """Return the next header, None at the end; damage that tarfile would take for the end is an error."""
         if not self._begun:  # TarFile's own __init__ looks for the first
             return None
         self.members: list[tarfile.TarInfo] = []  # tarfile would keep every header
@@ -129,7 +129,7 @@ class Headers(tarfile.TarFile):
                     raise tarfile.ReadError(str(exc)) from exc
                 if isinstance(exc, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
                     return None
-                self._junk = True  # behind the end of a tar anything may stand, but not a part of another
+                self._junk = True  # anything may follow the end of a tar, except part of another
             else:
                 if self._junk:
                     raise tarfile.ReadError("a header between the tars that are joined here is damaged")
@@ -139,12 +139,12 @@ class Headers(tarfile.TarFile):
 
 
 def tar_name(stored: str) -> str:
-    """Return the name of a member as tar has it, without a leading ``/``; errors as those of ``member_name``."""
+    """Return a member's name without a leading ``/``; raises as ``member_name`` does."""
     return member_name(stored.lstrip("/"))
 
 
 def pieces_of(member: tarfile.TarInfo) -> Pieces:
-    """Return where the bytes of a member are, several pieces of a sparse one; ValueError where it is not read."""
+    """Return the pieces of a member, several for a sparse one; raise ValueError if it cannot be read."""
     if member.issym() or member.islnk():
         raise ValueError("it is a link, and links in a tar are not followed")
     if not member.isreg():
@@ -164,9 +164,9 @@ def pieces_of(member: tarfile.TarInfo) -> Pieces:
 
 
 class Stream:
-    """A stream as tarfile wants it, which refuses what no honest header asks for.
+    """A stream for tarfile that refuses reads and seeks no honest header needs.
 
-    Where it has no ``seek`` of its own it reads on for what lies ahead.
+    Without a ``seek`` of its own it reads ahead.
     """
 
     def __init__(self, raw: Any, seek: Callable[[int], object] | None = None) -> None:
@@ -177,7 +177,7 @@ class Stream:
         return self._at
 
     def read(self, count: int) -> bytes:
-        """Return so many bytes, fewer at the end."""
+        """Return ``count`` bytes, fewer at the end."""
         if not 0 <= count <= MAX_HEADER:
             raise tarfile.ReadError(f"a header claims {count:,} bytes")
         return self._read(count)
@@ -188,7 +188,7 @@ class Stream:
         return data
 
     def seek(self, position: int) -> None:
-        """Go to a position ahead."""
+        """Skip ahead to a position."""
         if position < self._at:
             raise tarfile.ReadError("a header points backwards")
         if self._seek is not None:
@@ -198,7 +198,7 @@ class Stream:
             self.exactly(self._at, min(CHUNK, position - self._at))
 
     def exactly(self, position: int, count: int) -> bytes:
-        """Return what lies at a position ahead."""
+        """Return the bytes at a position ahead; raise ReadError if there are too few."""
         self.seek(position)
         data = self._read(count)
         if len(data) < count:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # lengths of the name and the extra field, which may differ from the central directory's.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_SIGNATURE = b"PK\x03\x04"
-_ROOM = 512  # bytes, for the name and the extra field, which most take fewer than: one read has all of a member
+_ROOM = 512  # bytes for name and extra field, enough for most, so that one read gets a whole member
 
 # Central directory (4.3.12): signature, flags, the lengths of the name, the extra field and the comment.
 _CENTRAL_HEADER = struct.Struct("<8xH18xHHH12x")
@@ -32,7 +32,7 @@ _CENTRAL_SIGNATURE = b"PK\x01\x02"
 
 _ENCRYPTED = 0x1
 _UTF8 = 0x800
-_DOS = (0, 10, 14)  # systems (FAT, NTFS, VFAT) where a backslash separates folders and is no letter of a name
+_DOS = (0, 10, 14)  # systems (FAT, NTFS, VFAT) whose backslashes separate folders
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 
 
@@ -44,7 +44,7 @@ class _Member(NamedTuple):
 
 
 class ZipSource(ImageSource):
-    """The images in a zip, here or behind a URL, in place: nothing is unpacked, and threads read side by side.
+    """The images in a local or remote zip, read in place: nothing is unpacked, and threads read in parallel.
 
     The central directory is read once with :mod:`zipfile`; members are then read at their offsets and checked
     against their declared size and CRC-32, without the lock and the per-member overhead of ``ZipFile.open``.
@@ -58,8 +58,8 @@ class ZipSource(ImageSource):
         rejected, files = list[Failure](), FileFilter(options)
         listed: list[tuple[Entry, _Member]] = []
         size, mtime_ns = self._file.status()
-        # Unflagged names are code page 437 to zipfile, which maps every byte: so the bytes can be had back, and are
-        # UTF-8 where they can be, whatever the flag says.
+        # zipfile decodes unflagged names as code page 437, which maps every byte. So their bytes are recovered here,
+        # and decoded as UTF-8 where possible, regardless of the flag.
         named = [
             (i, i.orig_filename.encode("cp437").decode("utf-8", "surrogateescape"))
             for i in _central_directory(self._file)
@@ -115,13 +115,13 @@ def _central_directory(zipped: RandomFile | RemoteFile) -> list[zipfile.ZipInfo]
         raise
     except Exception as exc:  # zipfile raises many kinds of error on damaged directories
         wrong, advice = "is truncated or damaged", "copy it again or repack it"
-        if isinstance(zipped, RemoteFile):  # or the server gives no parts
+        if isinstance(zipped, RemoteFile):  # the server may not support ranges
             wrong, advice = "cannot be read in place", "copy it here first"
         raise SourceError(f"{escape_name(path)}: this zip {wrong} ({escape_name(str(exc))}); {advice}.") from exc
 
 
 class _Unflagged:
-    """A zip whose central directory claims no name to be UTF-8: zipfile gives up at the first that is not."""
+    """A zip with its central directory's UTF-8 flags cleared, because zipfile fails at a wrong one."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -154,7 +154,7 @@ def _check_member(info: zipfile.ZipInfo, zip_bytes: int) -> None:
 
 
 def _unpacked(data: bytes, member: _Member, size: int) -> bytes:
-    """Decompress at most one byte more than the declared size, so that a lie costs nothing, and check."""
+    """Decompress and check, at most one byte beyond the declared size, so that a false size costs nothing."""
     try:
         if member.method == zipfile.ZIP_DEFLATED:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)

@@ -1,4 +1,4 @@
-"""Networks from images to features: ResNet, EfficientNet-Lite and those of timm."""
+"""Networks from images to features: ResNet, EfficientNet-Lite and those of timm and open_clip."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stochcl.encoders.config import EFFICIENTNETS, POOLINGS, STEMS, TIMM_PREFIX, check_backbone, feature_width
+from stochcl.encoders.config import (
+    EFFICIENTNETS,
+    OPEN_CLIP_PREFIX,
+    POOLINGS,
+    STEMS,
+    TIMM_PREFIX,
+    check_backbone,
+    feature_width,
+)
 from stochcl.encoders.graph import LITE_HEAD, LITE_STEM, NOTHING, RESNET_DEPTHS, lite_blocks
 from stochcl.errors import UsageError, require
 
@@ -38,6 +46,30 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features, float, shape (B, features), from images, float, shape (B, 3, S, S)."""
         out: Tensor = self.network(images)
+        return out
+
+
+class OpenClipBackbone(nn.Module):
+    """An image tower of open_clip: images to embeddings, not scaled to unit length; its weights begin random.
+
+    ``name`` is one of ``open_clip.list_models()``. Published weights come from a safetensors file; nothing is
+    downloaded.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        open_clip = require("open_clip", "a backbone called open_clip:NAME", "open-clip")
+        if name not in open_clip.list_models():
+            raise UsageError(f"open_clip has no model {name!r}; open_clip.list_models() has names.")
+        self.visual: Any = open_clip.create_model(name, pretrained=None).visual
+        features = getattr(self.visual, "output_dim", None)
+        if not isinstance(features, int) or features < 1:
+            raise UsageError(f"open_clip's {name!r} does not say how wide its embeddings are; take another model.")
+        self.features: int = features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return embeddings, float, shape (B, features), of images, float, shape (B, 3, S, S)."""
+        out: Tensor = self.visual(images)
         return out
 
 
@@ -366,7 +398,7 @@ class Features(nn.Module):
 
 def make_backbone(
     name: str, *, width: int = 64, stem: str = "imagenet", pooling: str = "mean"
-) -> ResNet | EfficientNetLite | TimmBackbone | Features:
+) -> ResNet | EfficientNetLite | TimmBackbone | OpenClipBackbone | Features:
     """Return a new backbone; its ``features`` is their width."""
     check_backbone(name)
     if name in BACKBONES:
@@ -377,4 +409,6 @@ def make_backbone(
         raise UsageError(f"the backbone {name} has no stages to pool; {pooling} is for {', '.join(BACKBONES)}.")
     if columns := feature_width(name):
         return Features(columns)
+    if name.startswith(OPEN_CLIP_PREFIX):
+        return OpenClipBackbone(name.removeprefix(OPEN_CLIP_PREFIX))
     return TimmBackbone(name.removeprefix(TIMM_PREFIX))

@@ -21,8 +21,9 @@ RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50")
 EFFICIENTNETS = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite2": (1.1, 1.2)}
 """EfficientNet-Lite by name: its width and depth relative to the smallest."""
 
-TIMM_PREFIX, FEATURES_PREFIX = "timm:", "features:"
-"""Prefixes of a timm model's name and of the width of vectors."""
+TIMM_PREFIX, OPEN_CLIP_PREFIX, FEATURES_PREFIX = "timm:", "open_clip:", "features:"
+"""Prefixes of the names of models of timm and open_clip, and of the width of vectors."""
+FOREIGN = (TIMM_PREFIX, OPEN_CLIP_PREFIX)
 
 STEMS = ("imagenet", "small")
 """First layers: 7 x 7 by 2 and a pooling by 2 (torchvision's), or 3 x 3 by 1 for images of 32 to 64 pixels."""
@@ -63,10 +64,11 @@ def feature_width(name: str) -> int | None:
 
 
 def check_backbone(name: str) -> None:
-    """Refuse an unknown backbone; timm's own names are left to timm."""
+    """Refuse an unknown backbone; names of timm and open_clip are left to them."""
     known = (*RESNETS, *EFFICIENTNETS)
-    if not (name in known or feature_width(name) or name.removeprefix(TIMM_PREFIX) not in (name, "")):
-        raise UsageError(f"there is no backbone {name!r}; there are {', '.join(known)}, timm:NAME and features:W.")
+    if not (name in known or feature_width(name) or (name.startswith(FOREIGN) and not name.endswith(":"))):
+        shown = ", ".join((*known, "timm:NAME", "open_clip:NAME"))
+        raise UsageError(f"there is no backbone {name!r}; there are {shown} and features:W.")
 
 
 def input_size(backbone: str) -> int:
@@ -161,7 +163,9 @@ class EncoderConfig(Options):
         If the configuration is invalid.
     """
 
-    backbone: str = option("resnet10", "resnet10, 18, 34, 50, efficientnet-lite0, -lite2 or timm:NAME.", unit="NAME")
+    backbone: str = option(
+        "resnet10", "resnet10, 18, 34, 50, efficientnet-lite0, -lite2, timm:NAME or open_clip:NAME.", unit="NAME"
+    )
     width: int = option(64, "Channels of a ResNet's first stage.", at_least=1)
     stem: str = option("imagenet", "small: for images of 32 pixels.", choices=STEMS)
     posterior: str = option(

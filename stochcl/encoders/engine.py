@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from stochcl.codes import Codes, symbol_dtype
 from stochcl.encoders import layout
-from stochcl.encoders.config import EFFICIENTNETS, TIMM_PREFIX
+from stochcl.encoders.config import EFFICIENTNETS, FOREIGN
 from stochcl.encoders.graph import Network as Graph
 from stochcl.errors import UsageError
 
@@ -187,7 +187,7 @@ def runtime_of(config: EncoderConfig, device: str, precision: str) -> str:
         return "numpy"
     if precision == "int8":
         return "onnx"
-    elsewhere = config.backbone.startswith(TIMM_PREFIX) or device != "cpu" or precision != "fp32"
+    elsewhere = config.backbone.startswith(FOREIGN) or device != "cpu" or precision != "fp32"
     return "torch" if elsewhere else "onnx"
 
 

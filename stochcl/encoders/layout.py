@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.encoders.config import TIMM_PREFIX
+from stochcl.encoders.config import FOREIGN
 from stochcl.encoders.graph import Network
 from stochcl.entropy.autoregressive import AutoregressiveModel, array_types, logistic_levels
 from stochcl.entropy.independent import DENOMINATOR, IndependentModel, nodes_per_symbol
@@ -39,7 +39,7 @@ def first_level(alphabet: int) -> int:
 def shapes_of(config: EncoderConfig, tensors: Arrays | None = None) -> dict[str, Shape]:
     """Return the shape of each tensor of a model file by name; a timm network's are taken from its tensors."""
     norm = "norm.centre" if config.columns else "norm.running_mean"
-    if config.backbone.startswith(TIMM_PREFIX):
+    if config.backbone.startswith(FOREIGN):
         tensors = tensors or {}
         shapes = {name: array.shape for name, array in tensors.items() if name.startswith("backbone.")}
         features = int(tensors[norm].size)

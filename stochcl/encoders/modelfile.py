@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.encoders import layout
-from stochcl.encoders.config import TIMM_PREFIX, EncoderConfig
+from stochcl.encoders.config import FOREIGN, EncoderConfig
 from stochcl.encoders.packaged import (
     BASE,
     canonical,
@@ -170,7 +170,7 @@ def _assemble(path: Path, tensors: dict[str, NDArray[Any]], metadata: dict[str, 
         record = dict(json.loads(metadata.get("record", "{}"), parse_constant=lambda name: None))
         if layout.shapes_of(config, tensors) != {name: array.shape for name, array in tensors.items()}:
             raise ModelError(f"{shown}: the model's tensors are not those that its configuration asks for.")
-        foreign = config.backbone.startswith(TIMM_PREFIX)
+        foreign = config.backbone.startswith(FOREIGN)
         for name, array in tensors.items():
             other = array.dtype if foreign and name.startswith("backbone.") else np.float32
             if wrong := layout.fault(name, array, layout.stored_type(name, array.ndim, other)):

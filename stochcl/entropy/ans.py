@@ -1,4 +1,4 @@
-"""The coder: rows of decisions to 32-bit words and back, through constriction's ANS, pass by pass."""
+"""The ANS coder: rows of binary decisions to 32-bit words and back, with constriction."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 
 # A block is coded in passes. Independent symbols: pass l holds the l-th decision of every symbol. Autoregressive:
-# pass j holds decision j of every row. A decision that is more probably 1 is coded as its opposite, so that all
-# probabilities are at most a half and there are half as many of them; within a pass decisions stand in ascending
-# order of their numerators, and for equal ones row by row, then by latent. So a pass is a few calls, each with one
-# fixed model and many symbols: 0.5 us and 5 ns a symbol, where a parameter for each symbol costs 120 ns.
+# pass j holds decision j of every row. A decision whose P(1) exceeds a half is coded inverted, so all probabilities
+# are at most a half and there are half as many of them. Within a pass, decisions are sorted by numerator, then by
+# row, then by latent. A pass is then a few calls, each with one fixed model and many symbols: 0.5 us a call and
+# 5 ns a symbol, against 120 ns a symbol with one parameter per symbol.
 
 _START = 1 << 24
-"""The coder's state before the first decision: the least in which every decision costs what it should.
+"""The coder's initial state: the smallest from which every decision costs its information content.
 
-From a state of 0, the library's default, a zero leaves the state as it is: rows of zeros would cost nothing, and no
-bound on what a number of words can hold would be true. It costs no more: the first one would set 24 bits anyway.
+From a state of 0, the library's default, a zero leaves the state unchanged: rows of zeros would cost nothing, and
+no number of words would bound the rows they hold. It costs nothing: the first decision would set 24 bits anyway.
 """
 
 _HALF = DENOMINATOR // 2
 
 _SHORT = 6
-"""Runs of equal probabilities shorter than this on average are faster coded in one call, a parameter a symbol."""
+"""Mean run length of equal probabilities below which one call with a parameter per symbol is faster."""
 
 _FEW = 96
-"""With so few rows a block they are that short, or too few to be worth looking for."""
+"""Rows per block up to which runs are always that short, so none are searched for."""
 
 
 @lru_cache(maxsize=DENOMINATOR)
@@ -53,7 +53,7 @@ def _model(numerator: int) -> Any:
 
 @cache
 def _family() -> Any:
-    """Return the model with a parameter a symbol; of multiples of 1/4096 it makes the same as a fixed one."""
+    """Return the model that takes one parameter per symbol; for multiples of 1/4096 it equals the fixed model."""
     import constriction
 
     return constriction.stream.model.Bernoulli(perfect=True)
@@ -66,18 +66,18 @@ def _coder(words: NDArray[np.uint32]) -> Any:
 
 
 def _bounds(values: NDArray[np.integer]) -> list[int]:
-    """Return where runs of equal values begin, and where the last ends."""
+    """Return the starts of runs of equal values, and the end of the last run."""
     return [0, *((values[1:] != values[:-1]).nonzero()[0] + 1).tolist(), len(values)]
 
 
 def _fold(numerators: NDArray[np.uint16]) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-    """Return numerators of at most a half, and which decisions are coded as their opposites."""
+    """Return numerators of at most a half, and a mask of the decisions that are inverted for it."""
     turned = numerators > _HALF
     return np.where(turned, DENOMINATOR - numerators, numerators).astype(np.uint16), turned
 
 
 def _push(coder: Any, symbols: NDArray[np.int32], numerators: NDArray[np.uint16]) -> None:
-    """Code symbols whose numerators ascend. A stack gives back last what it took first: everything goes backwards."""
+    """Push symbols with ascending numerators, last first, because a stack returns them in reverse."""
     bounds = _bounds(numerators)
     if len(symbols) < _SHORT * (len(bounds) - 1):
         coder.encode_reverse(symbols, _family(), numerators / DENOMINATOR)
@@ -87,7 +87,7 @@ def _push(coder: Any, symbols: NDArray[np.int32], numerators: NDArray[np.uint16]
 
 
 def _pop(coder: Any, numerators: NDArray[np.uint16]) -> NDArray[np.int32]:
-    """Return the next symbols, whose numerators ascend."""
+    """Pop the next symbols; their numerators ascend."""
     bounds = _bounds(numerators)
     if len(numerators) < _SHORT * (len(bounds) - 1):
         return coder.decode(_family(), numerators / DENOMINATOR)
@@ -120,7 +120,7 @@ def decode_block(words: NDArray[np.uint32], rows: int, model: EntropyModel) -> N
 def decode_blocks(
     words: Sequence[NDArray[np.uint32]], rows: Sequence[int], model: EntropyModel
 ) -> list[NDArray[np.uint8]]:
-    """Decode several blocks, an autoregressive model's in lockstep, which shares the work beside the coder's."""
+    """Decode several blocks; an autoregressive model decodes them in lockstep to share the network's work."""
     if any(not len(stream) or stream[-1] == 0 for stream in words):
         raise FormatError("the stream of a block is empty or ends in an empty word")
     bits = bits_per_symbol(model.alphabet)
@@ -196,7 +196,7 @@ def _decode_trees(coder: Any, rows: int, model: IndependentModel, bits: int) -> 
 
 
 def _numerators(model: IndependentModel, prefix: NDArray[np.integer], level: int) -> NDArray[np.uint16]:
-    """Return the numerator of every symbol's next decision, given those before it, flattened row by row."""
+    """Return the numerator of each symbol's next decision given its earlier ones, flattened row by row."""
     nodes = (1 << level) - 1 + prefix.astype(np.intp)
     return model.ones[np.arange(model.latents), nodes].reshape(-1)
 
@@ -205,7 +205,7 @@ def _numerators(model: IndependentModel, prefix: NDArray[np.integer], level: int
 
 
 class _Levels:
-    """A network's levels, folded and ranked: an index is a byte, which sorts faster than a numerator."""
+    """A network's levels, folded and ranked: ranks are bytes, which sort faster than numerators."""
 
     def __init__(self, model: AutoregressiveModel) -> None:
         folded, self.turned = _fold(model.levels)
@@ -244,7 +244,7 @@ def _decode_autoregressive(
     total = sum(rows)
     places = list(pairwise(np.cumsum([0, *rows]).tolist()))
     family = _family()
-    # One sort for all blocks: the block is what stands above the low byte of the key. Keys of 16 bits sort faster.
+    # One sort serves all blocks: the key's high part is the block, its low byte the rank. 16-bit keys sort faster.
     dtype: type[np.uint16] | type[np.uint32] = np.uint16 if len(rows) <= 256 else np.uint32
     block: NDArray[np.uint16 | np.uint32] = np.repeat((np.arange(len(rows)) << 8).astype(dtype), rows)
     ranks: NDArray[np.uint16 | np.uint32] = levels.ranks.astype(dtype)

@@ -1,4 +1,4 @@
-"""The autoregressive entropy model: each decision's probability from those before it, through integers only."""
+"""The autoregressive entropy model: each decision's probability given the earlier ones, in integers only."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 
 
 MAX_HIDDEN = 4096
-"""Most hidden units of a network."""
+"""Maximum hidden units of a network."""
 
 MAX_LEVELS = 256
-"""Most probabilities that a decision can have."""
+"""Maximum probability levels of a model."""
 
 MAX_BIAS = 1 << 24
-"""Largest bias of a hidden unit, either way."""
+"""Maximum absolute bias of a hidden unit."""
 
 MAX_MULTIPLIER = 65535
-"""Largest multiplier of a row of weights."""
+"""Maximum multiplier of a row of weights."""
 
 SIGN = 128
-"""Weight of a decision beside a hidden unit, whose values are 0..127."""
+"""Weight of a decision relative to a hidden unit, whose values are 0..127."""
 
 FULL = 127
-"""Largest value of a hidden unit, and of a weight either way."""
+"""Maximum value of a hidden unit, and maximum absolute weight."""
 
 HIDDEN_SHIFT, SHIFT, BIAS_SHIFT = 14, 24, 16
 """Right shifts of a hidden unit and of a level, and the left shift of a bias."""
 
 _HEAD = struct.Struct("<IIII")  # latents, alphabet, hidden units, levels
 
-# A product of float32 matrices of integers is exact, whatever the order of summation, while every partial sum stays
-# under 2**24. Decisions: 127 * 4096 < 2**19. Hidden units: 127 * 127 * 1024 < 2**24, so that many at a time.
+# A float32 product of integer matrices is exact in any order of summation while every partial sum stays below 2**24.
+# Decisions: 127 * 4096 < 2**19. Hidden units: 127 * 127 * 1024 < 2**24, hence this many at a time.
 _EXACT_UNITS = 1024
 
 _COLUMNS = 256  # of the triangular matrix multiplied at a time when all decisions are known
@@ -52,13 +52,13 @@ _ROWS = 1024  # at a time, so that memory does not grow with a block
 _CHUNK = 32  # decisions decoded between two products with all that is known
 
 LEVEL_STEP = 0.2
-"""Log-odds between two levels."""
+"""Step between adjacent levels, in log-odds."""
 
 
 def logistic_levels(step: float = LEVEL_STEP, reach: float = 8.0) -> NDArray[np.uint16]:
     """Return numerators of the probabilities whose log-odds are the multiples of ``step`` within +-``reach``.
 
-    A decision coded at the nearest of them costs less than ``step**2 / 96`` nats more than at its own probability.
+    A decision coded at the nearest level costs less than ``step**2 / 96`` nats more than at its own probability.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def logistic_levels(step: float = LEVEL_STEP, reach: float = 8.0) -> NDArray[np.
 def array_types(
     latents: int, hidden: int, alphabet: int, *, levels: int
 ) -> dict[str, tuple[type[np.integer], tuple[int, ...]]]:
-    """Return type and shape of each array of a model."""
+    """Return the dtype and shape of each array of a model."""
     nodes = nodes_per_symbol(alphabet)
     t = latents * bits_per_symbol(alphabet)
     return {
@@ -91,17 +91,17 @@ def array_types(
 
 @dataclass(frozen=True, eq=False)
 class AutoregressiveModel:
-    """A network of integers: linear, or with one masked hidden layer (as MADE, arXiv 1502.03509).
+    """An integer network: linear, or with one masked hidden layer (as MADE, arXiv 1502.03509).
 
-    A row is T = D * bits decisions d in their order, which the network sees as the signs s = 2 d - 1. A right shift
-    rounds down. ::
+    A row is T = D * bits decisions d in order; the network sees them as signs s = 2 d - 1. A right shift rounds
+    down. ::
 
         u[h]  = hidden_bias[h] + sum(hidden_weights[h, i] * s[i] for i < degrees[h])
         a[h]  = min(127, max(0, u[h] * hidden_multiplier[h] >> 14))
         z[j]  = 128 * sum(direct[j, i] * s[i] for i < j) + sum(output[j, h] * a[h] for h with degrees[h] <= j)
         level = min(n - 1, max(0, z[j] * multiplier[j] + (bias[j's latent, node] << 16) >> 24))
 
-    and decision j is 1 with probability levels[level] / 4096. All of it is exact on every machine.
+    and decision j is 1 with probability levels[level] / 4096. The arithmetic is exact on every machine.
 
     Parameters
     ----------
@@ -112,11 +112,11 @@ class AutoregressiveModel:
     levels : ndarray of uint16, shape (n,), 2 <= n <= 256
         Numerators, 1..4095.
     degrees : ndarray of integers, shape (H,)
-        How many decisions a hidden unit sees, ascending, 1..T-1. H = 0 makes the model linear.
+        Number of decisions each hidden unit sees, ascending, 1..T-1. H = 0 makes the model linear.
     hidden_weights : ndarray of int8, shape (H, T)
         0 where i >= degrees[h].
     hidden_bias : ndarray of int32, shape (H,)
-        At most 2**24 either way.
+        At most 2**24 in absolute value.
     hidden_multiplier : ndarray of uint16, shape (H,)
     direct : ndarray of int8, shape (T, T)
         0 where i >= j.
@@ -124,12 +124,12 @@ class AutoregressiveModel:
         0 where degrees[h] > j.
     multiplier : ndarray of uint16, shape (T,)
     bias : ndarray of int32, shape (D, 2**bits - 1)
-        Of each node of a symbol's tree (see ``IndependentModel``), in 1/256 of a level.
+        One per node of a symbol's tree (see ``IndependentModel``), in 1/256 of a level.
 
     Raises
     ------
     FormatError
-        If shapes, types or ranges are others.
+        If shapes, dtypes or ranges are wrong.
     """
 
     latents: int
@@ -160,7 +160,7 @@ class AutoregressiveModel:
             raise FormatError(f"probabilities are k/{DENOMINATOR} with k in 1..{DENOMINATOR - 1}")
         if np.abs(self.hidden_bias.astype(np.int64)).max(initial=0) > MAX_BIAS:
             raise FormatError("the bias of a hidden unit is too large")
-        # A file leaves masked weights out, so that they would count in coding and not in decoding.
+        # Files omit masked weights, so a nonzero one would count in encoding and not in decoding.
         masks = _known(self.degrees, t)
         for weights, known in zip((self.hidden_weights, self.direct, self.output), masks, strict=True):
             if weights.any(where=~known):
@@ -168,21 +168,21 @@ class AutoregressiveModel:
 
     @property
     def bits(self) -> int:
-        """Decisions of one symbol."""
+        """Decisions per symbol."""
         return bits_per_symbol(self.alphabet)
 
     @property
     def decisions_per_row(self) -> int:
-        """T, binary decisions in a row: latents times bits a symbol."""
+        """T, binary decisions per row: latents times bits per symbol."""
         return self.latents * self.bits
 
     @cached_property
     def floats(self) -> _Floats:
-        """The same numbers, as the floats whose products are exact."""
+        """The same numbers as floats, whose products are exact."""
         return _Floats(self)
 
     def prefix(self, latents: int) -> AutoregressiveModel:
-        """Return the model of the first latents, which do not depend on those after them."""
+        """Return the model of the first latents, which do not depend on later ones."""
         if latents == self.latents:
             return self
         t = latents * self.bits
@@ -200,7 +200,7 @@ class AutoregressiveModel:
         return len(self.degrees)
 
     def arrays(self) -> dict[str, NDArray[np.integer]]:
-        """Return the arrays by their names."""
+        """Return the arrays by name."""
         names = array_types(self.latents, self.hidden, self.alphabet, levels=len(self.levels))
         return {name: getattr(self, name) for name in names}
 
@@ -208,7 +208,7 @@ class AutoregressiveModel:
     def from_arrays(
         cls, arrays: Mapping[str, NDArray[np.integer]], *, latents: int, alphabet: int
     ) -> AutoregressiveModel:
-        """Make a model of arrays of any integer types."""
+        """Make a model from arrays of any integer dtype."""
         typed = {}
         for name, (dtype, _) in array_types(
             latents, len(arrays["degrees"]), alphabet, levels=len(arrays["levels"])
@@ -220,7 +220,7 @@ class AutoregressiveModel:
         return cls(latents, alphabet, **typed)
 
     def level_indices(self, decisions: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the index of every decision's level, uint8, shape (T, N), of decisions, shape (N, T)."""
+        """Return the level index of every decision, uint8, shape (T, N), from decisions, shape (N, T)."""
         f, t = self.floats, self.decisions_per_row
         out = np.empty((t, len(decisions)), np.uint8)
         for start in range(0, len(decisions), _ROWS):
@@ -254,7 +254,7 @@ class AutoregressiveModel:
         return out
 
     def bits_of(self, decisions: NDArray[np.uint8], indices: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return what decisions, shape (N, T), at levels, shape (T, N), cost in bits, shape (T,): all rows' sum."""
+        """Return the bits of decisions, shape (N, T), at levels, shape (T, N), summed over rows: shape (T,)."""
         n = len(self.levels)
         p = self.levels.astype(np.float64) / DENOMINATOR
         cost = np.stack([-np.log2(1 - p), -np.log2(p)], axis=1).reshape(-1)
@@ -265,7 +265,7 @@ class AutoregressiveModel:
         return total
 
     def bits_by_decision(self, codes: Codes) -> NDArray[np.float64]:
-        """Return what these codes cost under the model, in bits, shape (T,): every decision summed over all rows."""
+        """Return the bits of these codes under the model, summed over rows, shape (T,)."""
         total = np.zeros(self.decisions_per_row)
         for start in range(0, len(codes), 8 * _ROWS):
             decisions = codes[start : start + 8 * _ROWS].decisions()
@@ -273,13 +273,13 @@ class AutoregressiveModel:
         return total
 
     def ideal_bits(self, codes: Codes) -> float:
-        """Return what these codes cost under the model, in bits altogether: the floor for a coder."""
+        """Return the total bits of these codes under the model: the lower bound for a coder."""
         return float(self.bits_by_decision(codes).sum())
 
     # Bytes
 
     def to_bytes(self) -> bytes:
-        """Write the model, little-endian, as docs/FORMAT.md says; weights that are 0 by their place are left out."""
+        """Write the model, little-endian, as docs/FORMAT.md says; masked weights are left out."""
         hidden, direct, output = _known(self.degrees, self.decisions_per_row)
         parts = [
             self.levels.astype("<u2"), self.degrees.astype("<u2"), self.hidden_bias.astype("<i4"),
@@ -312,11 +312,11 @@ class AutoregressiveModel:
 
 
 class _Floats:
-    """The steps of a model's arithmetic, in floats whose every value is an integer or an exact binary fraction."""
+    """A model's arithmetic in floats, in which every value is an integer or an exact binary fraction."""
 
     def __init__(self, model: AutoregressiveModel) -> None:
-        # Powers of two scale without rounding: what is shifted right by 24 is multiplied by 2**-24 here, and z is
-        # kept in units of SIGN, which leaves the decisions' part as it comes.
+        # Powers of two scale without rounding: a right shift by 24 is a factor of 2**-24, and z is kept in units of
+        # SIGN, so the decisions' part needs no scaling.
         self.hidden_bias = model.hidden_bias.astype(np.float64)[:, None]
         self.hidden_multiplier = model.hidden_multiplier.astype(np.float64)[:, None] / (1 << HIDDEN_SHIFT)
         self.multiplier = model.multiplier.astype(np.float64) * SIGN / (1 << SHIFT)
@@ -334,36 +334,35 @@ class _Floats:
     def add_output(
         z: NDArray[np.float64], output: NDArray[np.int8], active: NDArray[np.float32], units: int, first: int = 0
     ) -> None:
-        """Add to ``z``, shape (decisions, N), in units of SIGN, what hidden units first..units-1 say to them."""
+        """Add the outputs of hidden units first..units-1 to ``z``, shape (decisions, N), in units of SIGN."""
         for low in range(first, units, _EXACT_UNITS):
             high = min(low + _EXACT_UNITS, units)
             z += _product(_float(output[:, low:high]) * np.float32(1 / SIGN), active[low:high])
 
     def quantise(self, z: NDArray[np.float64], multiplier: Any, bias: Any) -> NDArray[np.uint8]:
-        """Return the index of the level; below 0 it is 0, so that rounding to 0 is rounding down."""
+        """Return the level index, clipped at 0 first so that truncation rounds down."""
         z = z * multiplier
         z += bias
-        np.maximum(z, 0, out=z)  # half the time of np.clip, where rows are few
+        np.maximum(z, 0, out=z)  # half the time of np.clip for few rows
         np.minimum(z, self.top, out=z)
         return z.astype(np.uint8)
 
 
 def _product(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Multiply matrices of finite numbers.
+    """Multiply matrices of finite numbers without numpy's warnings.
 
-    Lanes that a matrix does not fill hold anything, and what BLAS makes of them raises the processor's flag of an
-    invalid operation now and then, of which numpy would warn.
+    BLAS may compute with garbage in the unused lanes of a vector register, which sets the invalid-operation flag.
     """
     with np.errstate(invalid="ignore"):
         return left @ right
 
 
 class Stepper:
-    """Decodes many rows decision by decision: yields the levels of the next one, and takes its values.
+    """Decodes many rows decision by decision: yields the levels of the next decision, then takes its values.
 
     ``for indices in stepper: ...; stepper.tell(decisions)``. The rows may belong to several blocks.
 
-    ``decisions``, uint8, shape (T, rows), are those decoded so far.
+    ``decisions``, uint8, shape (T, rows), holds the values decoded so far.
     """
 
     def __init__(self, model: AutoregressiveModel, rows: int) -> None:
@@ -377,17 +376,17 @@ class Stepper:
         self._done = 0
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the indices of the levels of each decision in turn, uint8, shape (rows,)."""
+        """Yield the level indices of each decision in turn, uint8, shape (rows,)."""
         model, f, signs, active = self._model, self._floats, self._signs, self._active
         t, bits = model.decisions_per_row, self._bits
         multiplier, roots = f.multiplier.tolist(), f.bias[:, 0].tolist()
-        # Units that are known before each decision.
+        # Number of hidden units known before each decision.
         known = np.searchsorted(model.degrees, np.arange(t), side="right").tolist()
         units = 0
         for low in range(0, t, _CHUNK):
             high = min(low + _CHUNK, t)
             output = model.output[low:high]
-            # With all that is known, for the whole chunk; then, decision by decision, with what the chunk adds.
+            # Multiply once per chunk by everything known before it, then add the chunk's own decisions one by one.
             direct = _float(model.direct[low:high, :high])
             z = _product(direct[:, :low], signs[:low]).astype(np.float64)
             f.add_output(z, output, active, units)
@@ -409,7 +408,7 @@ class Stepper:
                 yield f.quantise(row, multiplier[j], bias)
 
     def tell(self, decisions: NDArray[np.uint8]) -> None:
-        """Set the decision whose levels came last, uint8, shape (rows,)."""
+        """Set the values of the decision that was yielded last, uint8, shape (rows,)."""
         j = self._done
         self.decisions[j] = decisions
         signs = self._signs[j]
@@ -421,12 +420,12 @@ class Stepper:
 
 
 def _float(weights: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Return weights as floats; made when they are needed, for all of them would take four times the memory."""
+    """Return weights as floats, converted when needed: all at once would take four times the memory."""
     return weights.astype(np.float32)
 
 
 def _known(degrees: NDArray[np.integer], decisions: int) -> tuple[NDArray[np.bool_], ...]:
-    """Return where hidden weights, direct ones and outputs may stand: from what is known already."""
+    """Return masks of the hidden, direct and output weights that may be nonzero."""
     seen = np.arange(decisions, dtype=np.int32)
     ends = degrees.astype(np.int32)
     if ends.ndim != 1 or (len(ends) and (np.diff(ends, prepend=1, append=decisions - 1) < 0).any()):

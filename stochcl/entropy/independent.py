@@ -1,4 +1,4 @@
-"""The entropy model of independent symbols: a table of probabilities, integers only."""
+"""The entropy model of independent symbols: an integer table of probabilities."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 DENOMINATOR = 4096
-"""Probabilities of the coder's tables are k/4096 with k in 1..4095."""
+"""Denominator of the coder's probabilities, k/4096 with k in 1..4095."""
 
 MAX_DECISIONS = 4096
-"""Most binary decisions in a row."""
+"""Maximum binary decisions per row."""
 
-_ROWS = 8192  # of codes unpacked at a time
+_ROWS = 8192  # codes unpacked at a time
 
 
 def nodes_per_symbol(alphabet: int) -> int:
-    """Return how many nodes the tree of an alphabet has, ``2**bits - 1``.
+    """Return the number of nodes of an alphabet's tree, ``2**bits - 1``.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def nodes_per_symbol(alphabet: int) -> int:
 
 
 def check_sizes(latents: int, alphabet: int, what: str) -> None:
-    """Raise FormatError where no codes are so wide."""
+    """Raise FormatError if codes of this shape exceed the limits."""
     if not 2 <= alphabet <= MAX_DECISIONS or not 1 <= latents <= MAX_DECISIONS:
         raise FormatError(f"{what} of {latents:,} latents of {alphabet:,} values makes no sense")
     if (width := latents * bits_per_symbol(alphabet)) > MAX_DECISIONS:
@@ -47,7 +47,7 @@ def check_sizes(latents: int, alphabet: int, what: str) -> None:
 
 
 def places(codes: Codes) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return latent, shape (T,), and node of the symbol's tree, shape (N, T), of every decision."""
+    """Return each decision's latent, shape (T,), and its node in the symbol's tree, shape (N, T)."""
     bits = bits_per_symbol(codes.alphabet)
     latent = np.repeat(np.arange(codes.latents), bits)
     if bits == 1:
@@ -58,7 +58,7 @@ def places(codes: Codes) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 def node_counts(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count ones and visits at every node of every latent's tree, each shape (D, 2**bits - 1)."""
+    """Count ones and visits at each node of each latent's tree, both shape (D, 2**bits - 1)."""
     bits = bits_per_symbol(codes.alphabet)
     leaves = np.zeros((codes.latents, 1 << bits), np.int64)
     for start in range(0, len(codes), _ROWS):
@@ -69,7 +69,7 @@ def node_counts(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         else:
             at = symbols + (np.arange(codes.latents, dtype=np.int64) << bits)
             leaves += np.bincount(at.reshape(-1), minlength=leaves.size).reshape(leaves.shape)
-    # The children of a level's nodes, as (latent, node, decision).
+    # Children of the nodes of each level, shape (latent, node, decision).
     levels = [leaves.reshape(codes.latents, 1 << level, 2, -1).sum(axis=3) for level in range(bits)]
     ones = np.concatenate([level[:, :, 1] for level in levels], axis=1)
     visits = np.concatenate([level.sum(axis=2) for level in levels], axis=1)
@@ -77,7 +77,7 @@ def node_counts(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def quantised(probabilities: NDArray[np.floating]) -> NDArray[np.int32]:
-    """Round probabilities to multiples of 1/4096 that leave nothing impossible: numerators of 1..4095."""
+    """Round probabilities to multiples of 1/4096, numerators 1..4095, so that nothing is impossible."""
     rounded = np.rint(np.asarray(probabilities, np.float64) * DENOMINATOR)
     numerators: NDArray[np.int32] = np.clip(rounded, 1, DENOMINATOR - 1).astype(np.int32)
     return numerators
@@ -85,9 +85,9 @@ def quantised(probabilities: NDArray[np.floating]) -> NDArray[np.int32]:
 
 _HEAD = struct.Struct("<II")
 
-# Numerators that `fit` chooses from: 101 steps of at most 0.16 in log-odds. A coder's call codes all
-# decisions of one probability, so fewer distinct ones make it faster (about 600 against 100 of 1,024 latents);
-# the coarser steps cost under 0.03 % of the rate.
+# Numerators that `fit` chooses from: 101 steps of at most 0.16 in log-odds. One coder call handles all decisions of
+# one probability, so fewer distinct ones are faster (about 100 instead of 600 for 1,024 latents); the coarser steps
+# cost less than 0.03 % of the rate.
 _STEPS = np.unique(
     np.clip(np.rint(DENOMINATOR / (1 + np.exp(np.linspace(-8, 8, 101)))), 1, DENOMINATOR - 1).astype(np.uint16)
 )
@@ -95,10 +95,10 @@ _STEPS = np.unique(
 
 @dataclass(frozen=True, eq=False)
 class IndependentModel:
-    """Every symbol on its own: a binary tree of probabilities for each latent.
+    """A binary tree of probabilities for each latent; symbols are independent.
 
     ``ones``, uint16, shape (D, 2**bits - 1), are the numerators k of P(decision is 1) = k/4096. A symbol's decisions
-    go down a tree, most significant first; the node after the decisions d1..dl is number 2**l - 1 + (d1..dl as an
+    go down a tree, most significant first; the node after decisions d1..dl is number 2**l - 1 + (d1..dl as an
     integer). ``alphabet`` is K, the number of values a latent takes; bits = ceil(log2 K).
     """
 
@@ -119,23 +119,23 @@ class IndependentModel:
 
     @property
     def latents(self) -> int:
-        """D, the number of latents in a row."""
+        """D, the number of latents per row."""
         return len(self.ones)
 
     @property
     def decisions_per_row(self) -> int:
-        """Binary decisions in a row: latents times bits a symbol."""
+        """Binary decisions per row: latents times bits per symbol."""
         return self.latents * bits_per_symbol(self.alphabet)
 
     @classmethod
     def fit(cls, codes: Codes) -> IndependentModel:
-        """Return the table under which these codes cost least, to within the steps of its probabilities."""
+        """Return the table with the lowest cost for these codes, to within the steps of its probabilities."""
         ones, visits = node_counts(codes)
         return cls.nearest((ones + 0.5) / (visits + 1), codes.alphabet)
 
     @classmethod
     def nearest(cls, probabilities: NDArray[np.floating], alphabet: int = 2) -> IndependentModel:
-        """Round probabilities of a one, shape (D, 2**bits - 1), to the steps that tables are made of."""
+        """Round probabilities of a one, shape (D, 2**bits - 1), to the nearest steps of `_STEPS`."""
         exact = np.asarray(probabilities, np.float64) * DENOMINATOR
         above = np.clip(np.searchsorted(_STEPS, exact), 1, len(_STEPS) - 1)
         lower, upper = _STEPS[above - 1].astype(np.float64), _STEPS[above].astype(np.float64)
@@ -143,18 +143,18 @@ class IndependentModel:
         return cls(nearer.astype(np.uint16), alphabet)
 
     def bits_by_latent(self, codes: Codes) -> NDArray[np.float64]:
-        """Return what these codes cost under the table, in bits, shape (D,): every latent summed over all rows."""
+        """Return the bits of these codes under the table, summed over rows, shape (D,)."""
         ones, visits = node_counts(codes)
         p = self.ones / DENOMINATOR
         bits: NDArray[np.float64] = -(ones * np.log2(p) + (visits - ones) * np.log2(1 - p)).sum(axis=1)
         return bits
 
     def ideal_bits(self, codes: Codes) -> float:
-        """Return what these codes cost under the table, in bits altogether: the floor for a coder."""
+        """Return the total bits of these codes under the table: the lower bound for a coder."""
         return float(self.bits_by_latent(codes).sum())
 
     def prefix(self, latents: int) -> IndependentModel:
-        """Keep the first latents' probabilities."""
+        """Keep the probabilities of the first latents."""
         return IndependentModel(self.ones[:latents], self.alphabet)
 
     def select(self, latents: Sequence[int]) -> IndependentModel:
@@ -164,7 +164,7 @@ class IndependentModel:
     def to_bytes(self) -> bytes:
         """Write latents and alphabet, uint32, then the numerators, uint16; little-endian.
 
-        Not deflated, as that gives other bytes with another zlib, and tables are named by the hash of theirs.
+        Not deflated: tables are named by the hash of their bytes, and zlib versions differ in output.
         """
         return _HEAD.pack(self.latents, self.alphabet) + self.ones.astype("<u2").tobytes()
 

@@ -1,4 +1,4 @@
-"""What all entropy models share: their names and bytes, what codes cost under them, and how they are fitted."""
+"""What all entropy models share: serialisation, code lengths and fitting."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 INDEPENDENT, OWN, NETWORK, FITTED = 0, 1, 2, 3
-"""A segment's entropy model: the tables' independent symbols, a table in the segment, the tables' autoregressive
-network, or one of the models that were fitted to this archive.
+"""A segment's entropy model: the tables' independent model, a table in the segment, the tables' autoregressive
+network, or one of the models fitted to this archive.
 """
 
 _NAME = struct.Struct("<16s")
@@ -35,9 +35,9 @@ _KINDS: dict[str, type[IndependentModel] | type[AutoregressiveModel]] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """An entropy model that is already paid for, of the archive's latents, and how a segment's head names it.
+    """An entropy model that a segment may use without storing it, and how the segment's head names it.
 
-    ``kind`` is INDEPENDENT, NETWORK or FITTED; ``number`` says which of the fitted models.
+    ``kind`` is INDEPENDENT, NETWORK or FITTED; ``number`` is the index of a fitted model.
     """
 
     model: EntropyModel
@@ -45,7 +45,7 @@ class Candidate:
     number: int = 0
 
     def cost(self, codes: Codes) -> tuple[float, NDArray[np.uint8] | None]:
-        """Return what codes cost in bits, and a network's levels of every decision, uint8, shape (T, N)."""
+        """Return the bits of codes, and for a network the level of every decision, uint8, shape (T, N)."""
         if isinstance(self.model, IndependentModel):
             return self.model.ideal_bits(codes), None
         indices = self.model.level_indices(codes.decisions())
@@ -53,19 +53,19 @@ class Candidate:
 
 
 def pack_model(model: EntropyModel) -> bytes:
-    """Write a model that an archive holds for itself: its name in 16 bytes and its own bytes, deflated."""
+    """Write a model that an archive stores itself: its kind in 16 bytes and its bytes, deflated."""
     return zlib.compress(_NAME.pack(model.kind.encode()) + model.to_bytes(), 9)
 
 
 def _most_bytes(latents: int, alphabet: int) -> int:
-    """Return how long a model of such codes can be, so that no other is inflated: a network with all its units."""
+    """Return the maximum size of a model of such codes: a network with all its units."""
     bits = bits_per_symbol(alphabet)
     t, nodes = latents * bits, latents * ((1 << bits) - 1)
     return 256 + 2 * net.MAX_LEVELS + net.MAX_HIDDEN * (8 + 2 * t) + 2 * t + 4 * nodes + t * t
 
 
 def size_in_memory(model: EntropyModel) -> int:
-    """Return the bytes that a model's numbers take."""
+    """Return the bytes that a model's arrays take in memory."""
     return sum(array.nbytes for array in vars(model).values() if isinstance(array, np.ndarray))
 
 
@@ -82,33 +82,33 @@ def unpack_model(data: bytes, latents: int, alphabet: int) -> EntropyModel:
 
 
 EntropyModel = IndependentModel | AutoregressiveModel
-"""What codes can be coded with."""
+"""Any entropy model."""
 
 
 def measure_ones(codes: Codes) -> NDArray[np.int32]:
-    """Return the numerators of a table fitted to codes, 1..4095, shape (D, 2**bits - 1); even for unvisited nodes."""
+    """Return the numerators of a table fitted to codes, 1..4095, shape (D, 2**bits - 1); a half if unvisited."""
     ones, visits = node_counts(codes)
     return quantised((ones + 0.5) / (visits + 1))
 
 
 def hard_rate(codes: Codes, ones: NDArray[np.int32]) -> float:
-    """Return the mean bits of hard codes under a table: a file's bits per image, before its overhead."""
+    """Return the mean bits of hard codes under a table: a file's bits per image without overhead."""
     return IndependentModel(ones.astype(np.uint16), codes.alphabet).ideal_bits(codes) / len(codes)
 
 
 _BATCH = 1024
-_PASSES, _LEAST, _MOST = 30, 200, 1500  # over the rows; of steps
+_PASSES, _LEAST, _MOST = 30, 200, 1500  # passes over the rows; fewest and most steps
 _RATE = 0.01
-_PENALTY = 2e-3  # of a weight's square and a row, in nats: a prior deviation of 16 on the log-odds of a row
+_PENALTY = 2e-3  # on a squared weight, divided by rows, in nats: a prior deviation of 16 on log-odds per row
 _MAX_WEIGHT = 12.0
 _MAX_SAMPLE = 1 << 16  # rows
 
 
 def fit_linear(codes: Codes, *, seed: int = 0, progress: Progress = silent) -> AutoregressiveModel:
-    """Fit log-odds of every decision that are linear in those before it, and round them to 8 bits.
+    """Fit a model whose log-odds are linear in the earlier decisions, and round it to 8 bits.
 
-    Every decision is a logistic regression on its predecessors; all are fitted together by Adam
-    (arXiv 1412.6980) on batches of rows, from the independent probabilities on.
+    Each decision is a logistic regression on its predecessors. All are fitted together by Adam (arXiv 1412.6980) on
+    batches of rows, starting from the independent probabilities.
     """
     rng = np.random.default_rng(seed)
     if len(codes) > _MAX_SAMPLE:
@@ -117,7 +117,7 @@ def fit_linear(codes: Codes, *, seed: int = 0, progress: Progress = silent) -> A
     independent = IndependentModel.fit(codes)
     odds = np.log(independent.ones / (DENOMINATOR - independent.ones.astype(np.float64)))
     below = np.tri(t, k=-1, dtype=np.float32)
-    # Centred decisions leave the biases what they are where nothing depends on anything.
+    # Decisions are centred, so that the biases keep their value where nothing depends on anything.
     mean: NDArray[np.float32] = np.zeros(t, np.float32)
     for start in range(0, len(codes), 4096):
         mean += codes[start : start + 4096].decisions().sum(axis=0, dtype=np.float32)
@@ -146,7 +146,7 @@ def _adam(
     x: NDArray[np.float32], g: NDArray[np.floating], moment: tuple[NDArray[np.float32], NDArray[np.float32]],
     step: int, rate: float,
 ) -> None:  # fmt: skip
-    """Move ``x`` in place by one step of Adam, with decays of 0.9 and 0.99."""
+    """Take one Adam step on ``x`` in place, with decays 0.9 and 0.99."""
     mean, square = moment
     mean += 0.1 * (g - mean)
     square += 0.01 * (g * g - square)
@@ -159,7 +159,7 @@ def rounded_model(
     degrees: NDArray[np.integer] | None = None, hidden: NDArray[np.floating] | None = None,
     hidden_bias: NDArray[np.floating] | None = None, output: NDArray[np.floating] | None = None,
 ) -> AutoregressiveModel:  # fmt: skip
-    """Round a network of floats to integers, with a scale for every hidden unit and for every decision.
+    """Round a network of floats to integers, with one scale per hidden unit and per decision.
 
     ``bias``, shape (D, 2**bits - 1), and ``direct``, shape (T, T), are in log-odds; hidden units have values of 0..1.
     """
@@ -168,7 +168,7 @@ def rounded_model(
     hidden_bias = np.zeros(len(hidden)) if hidden_bias is None else hidden_bias
     output = np.zeros((t, len(hidden))) if output is None else output
     hidden_multiplier, hidden_scale = _multipliers(_largest(hidden), 2.0**-net.HIDDEN_SHIFT / net.SIGN)
-    unit = net.LEVEL_STEP * net.SIGN / 2.0**net.SHIFT  # z counts in units of 1/128
+    unit = net.LEVEL_STEP * net.SIGN / 2.0**net.SHIFT  # z is in units of 1/128
     multiplier, scale = _multipliers(np.maximum(_largest(direct), _largest(output)), unit)
     levels = logistic_levels()
 
@@ -179,7 +179,7 @@ def rounded_model(
         latents, alphabet, levels=levels,
         degrees=np.zeros(0, np.uint16) if degrees is None else degrees,
         hidden_weights=integers(hidden / hidden_scale[:, None], np.int8, net.FULL),
-        # Shifts round down: half a unit is added where the rounding should be to the nearest.
+        # Shifts round down: adding half a unit rounds to the nearest.
         hidden_bias=integers((hidden_bias + 0.5 / net.SIGN) / hidden_scale, np.int32, net.MAX_BIAS),
         hidden_multiplier=integers(hidden_multiplier, np.uint16, net.MAX_MULTIPLIER),
         direct=integers(direct / scale[:, None], np.int8, net.FULL),
@@ -196,22 +196,22 @@ def rounded_model(
 def _multipliers(largest: NDArray[np.floating], unit: float) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Return integer multipliers and the scale of a weight of 1, both shape (rows,).
 
-    The multiplier comes first and the scale from it, so that its own rounding costs nothing; what is larger than
-    the largest multiplier expresses is clipped.
+    The scale is computed from the rounded multiplier, so rounding costs nothing. Weights beyond the largest
+    multiplier's range are clipped later.
     """
     multiplier = np.clip(np.ceil(largest / net.FULL / unit), 1, net.MAX_MULTIPLIER)
     return multiplier, multiplier * unit
 
 
 def _largest(weights: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the largest weight of either sign, shape (rows,)."""
+    """Return the largest absolute weight, shape (rows,)."""
     return np.abs(weights).max(axis=1, initial=0).astype(np.float64)
 
 
 def expected_bits(model: IndependentModel) -> float:
-    """Return what a row costs on average if a table's probabilities are true, in bits."""
+    """Return the mean bits per row if a table's probabilities are true."""
     bits, symbols = bits_per_symbol(model.alphabet), np.arange(model.alphabet)
-    costs = np.zeros((model.latents, model.alphabet))  # of every symbol of every latent
+    costs = np.zeros((model.latents, model.alphabet))  # per latent and symbol
     for level in range(bits):
         one = model.ones[:, (1 << level) - 1 + (symbols >> bits - level)] / DENOMINATOR
         costs -= np.log2(np.where(symbols >> bits - level - 1 & 1, one, 1 - one))
@@ -222,7 +222,7 @@ _ROWS = 512
 
 
 def code_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float32]:
-    """Return the bits that each row takes under a model."""
+    """Return the bits of each row under a model."""
     out = np.empty(len(codes), np.float32)
     for start in range(0, len(codes), _ROWS):
         part = codes[start : start + _ROWS]
@@ -236,12 +236,12 @@ def code_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float32]:
 
 
 def latent_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
-    """Return the mean bits of each latent under a model, given those before it, shape (D,)."""
+    """Return the mean bits of each latent under a model, given earlier latents, shape (D,)."""
     return latent_bits(codes, model) / max(1, len(codes))
 
 
 def latent_bits(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
-    """Return the bits of each latent under a model, given those before it, shape (D,): the sum over all rows."""
+    """Return the bits of each latent under a model, given earlier latents, summed over rows, shape (D,)."""
     if isinstance(model, IndependentModel):
         return model.bits_by_latent(codes)
     bits: NDArray[np.float64] = model.bits_by_decision(codes).reshape(codes.latents, -1).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Decoding tables: what an archive is read with, a file of its own, named by the hash of its bytes."""
+"""Decoding tables: what is needed to read an archive, as a file named by the hash of its bytes."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 
 Decoder = VectorDecoder | ResidualDecoder
-"""What makes vectors of symbols."""
+"""A decoder from symbols to vectors."""
 
 MAGIC = b"\x89SCT\r\n\x1a\n"
 VERSION = 1
 DEFLATED = 2
-"""The version whose sections are deflated: that of tables with a residual decoder."""
+"""Version with deflated sections: tables with a residual decoder."""
 
 _HEAD = struct.Struct("<8sHHIII")  # magic, version, sections, latents, alphabet, rungs
 _SECTION = struct.Struct("<16sII")  # kind, bytes, CRC-32
-_INFLATED = struct.Struct("<I")  # bytes of a deflated section's content, before it
+_INFLATED = struct.Struct("<I")  # inflated size, before a deflated section's content
 _TEST_ROWS = 8
 _MAX_HALF = 65504
 _TOLERANCE = 1e-2  # of decoded vectors, whose standardised features have unit variance
@@ -51,23 +51,23 @@ _TOLERANCE = 1e-2  # of decoded vectors, whose standardised features have unit v
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """What turns the bytes of an archive into symbols, and symbols into vectors.
+    """Decodes the bytes of an archive to symbols, and symbols to vectors.
 
     Parameters
     ----------
     ladder : tuple of int
-        Prefixes that are codes in themselves, ascending to the full width.
+        Prefixes that are codes of their own, ascending to the full width.
     entropy : IndependentModel
         Probabilities of the symbols.
     decoder : VectorDecoder, ResidualDecoder or None
-        Without one the archive has symbols but no vectors.
+        Without one, the archive has symbols but no vectors.
     autoregressive : AutoregressiveModel or None
-        The network that codes are usually coded with.
+        The network that usually codes the rows.
 
     Raises
     ------
     FormatError
-        If the parts are of different widths.
+        If the parts have different widths.
     """
 
     ladder: tuple[int, ...]
@@ -96,18 +96,18 @@ class Tables:
 
     @property
     def latents(self) -> int:
-        """D, the full width."""
+        """D, the full number of latents."""
         return self.entropy.latents
 
     @property
     def alphabet(self) -> int:
-        """K, the number of values of a latent."""
+        """K, the number of values per latent."""
         return self.entropy.alphabet
 
     def candidates(self, latents: int, selection: Sequence[int] | None = None) -> list[Candidate]:
-        """Return the entropy models that codes of the first latents, or of selected ones, may be coded with.
+        """Return the entropy models for codes of the first latents, or of selected ones; independent symbols first.
 
-        Independent symbols come first. A network has no probabilities for latents without those before them.
+        A selection has no network, because its probabilities need all earlier latents.
         """
         if selection is not None:
             return [Candidate(self.entropy.select(selection), INDEPENDENT)]
@@ -139,9 +139,9 @@ class Tables:
 
     @cached_property
     def sha256(self) -> str:
-        """The tables' name, in hex: the hash of their bytes; of deflated tables, as they are before deflation.
+        """The tables' name, in hex: the hash of their bytes before deflation.
 
-        So the name does not depend on which library deflated them.
+        So the name does not depend on the zlib that deflated them.
         """
         if self._version == VERSION:
             return hashlib.sha256(self.data).hexdigest()
@@ -149,7 +149,7 @@ class Tables:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Tables:
-        """Read what ``data`` holds, and run its self-test."""
+        """Read tables from bytes, and run their self-test."""
         unpack(_HEAD, data, 0, "the head of the tables")
         magic, version, count, latents, alphabet, rungs = _HEAD.unpack_from(data)
         if magic != MAGIC:
@@ -189,18 +189,18 @@ class Tables:
         if (tables.latents, tables.alphabet) != (latents, alphabet):
             raise FormatError("the tables' head and their entropy model disagree")
         tables._check(sections.get("self-test", b""))
-        tables.__dict__["data"] = bytes(data)  # keeps the name what it was, whoever wrote the bytes
+        tables.__dict__["data"] = bytes(data)  # keep the bytes as read, so that the name stays the same
         tables.__dict__["_sections"] = list(sections.items())
         return tables
 
     def _test_rows(self) -> Codes:
-        """Rows that visit common and rare symbols alike; a fixed formula, so that they need not be stored."""
+        """Return rows with common and rare symbols, from a fixed formula so that they need not be stored."""
         i = np.arange(_TEST_ROWS, dtype=np.uint64)[:, None] * 1_000_003
         j = np.arange(self.latents, dtype=np.uint64)[None, :] * 40_503
         return Codes.from_symbols(((i + j + 12_345) * 2_654_435_761 >> 15) % self.alphabet, alphabet=self.alphabet)
 
     def _self_test(self) -> bytes:
-        # Summed in double precision and kept in half, the vectors are the same bytes whatever processor made them.
+        # Computed in float64 and rounded to float16, the vectors are the same bytes on every processor.
         vectors = self._test_vectors(np.float64).astype("<f2")
         parts = [struct.pack("<I", len(w)) + w.astype("<u4").tobytes() for w in self._test_words()]
         return b"".join([*parts, vectors.tobytes()])
@@ -226,8 +226,8 @@ class Tables:
             raise FormatError("the self-test of the tables ends too early")
         vectors = np.frombuffer(stored[at:], "<f2").astype(np.float32)
         expected = self._test_vectors(np.float32)
-        # A network's stream is not decoded here, which for a wide code takes longer than the block that is wanted;
-        # its probabilities come from the same integers in both directions.
+        # A network's stream is not decoded here: for wide codes that takes longer than the block itself, and its
+        # probabilities come from the same integers in both directions.
         agrees = (
             all(map(np.array_equal, expected_streams, streams))
             and np.array_equal(decode_block(streams[0], _TEST_ROWS, self.entropy), self._test_rows().packed)
@@ -240,7 +240,7 @@ class Tables:
 
 
 AnyTables = Tables | PathLike
-"""Decoding tables, or the file that they are in."""
+"""Decoding tables, or the path of their file."""
 
 
 def _sections(data: bytes, start: int, count: int) -> dict[str, bytes]:
@@ -273,7 +273,7 @@ def _laid_out(tables: Tables, sections: list[tuple[str, bytes]], *, deflate: boo
 
 
 def _inflated(sections: dict[str, bytes]) -> dict[str, bytes]:
-    """Inflate sections; no more memory is taken than they say, and together they may say no more than tables."""
+    """Inflate sections to their declared sizes, whose sum may not exceed MAX_TABLES."""
     found, room = {}, MAX_TABLES
     for name, content in sections.items():
         (size,) = unpack(_INFLATED, content, 0, f"the {name} section of the tables")
@@ -297,7 +297,7 @@ def _slice(data: bytes, start: int, size: int) -> bytes:
 
 
 def save_tables(tables: Tables, folder: PathLike) -> Path:
-    """Write tables into a folder under their own name, and return the path."""
+    """Write tables to a folder under their own name, and return the path."""
     path = Path(folder, f"{tables.sha256}.tables")
     with writing(path, "the decoder"), replacing(path) as file:
         file.write(tables.data)
@@ -305,7 +305,7 @@ def save_tables(tables: Tables, folder: PathLike) -> Path:
 
 
 def keep_tables(tables: Tables, folder: PathLike) -> Path | None:
-    """Write tables into a folder, unless they will be found without; return the path, if they were written."""
+    """Write tables to a folder unless :func:`find_tables` finds them anyway; return the path if written."""
     try:
         find_tables(tables.sha256)
     except ModelMismatch:
@@ -314,12 +314,12 @@ def keep_tables(tables: Tables, folder: PathLike) -> Path | None:
 
 
 def is_packaged(sha256: str) -> bool:
-    """Tell whether the package brings the tables of this name along."""
+    """Return whether the package contains the tables of this name."""
     return resources.files("stochcl").joinpath("tables", f"{sha256}.tables").is_file()
 
 
 def find_tables(sha256: str, extra: Iterable[AnyTables] = (), *, beside: Iterable[Path] = ()) -> Tables:
-    """Return the tables of this name: of those given, the package's, or from $STOCHCL_MODELS or folders beside."""
+    """Return the tables of this name, from ``extra``, the package, $STOCHCL_MODELS or the folders ``beside``."""
     for known in extra:
         if isinstance(known, Tables):
             if known.sha256 == sha256:
@@ -343,7 +343,7 @@ def find_tables(sha256: str, extra: Iterable[AnyTables] = (), *, beside: Iterabl
 
 
 def _read(path: Path, sha256: str) -> Tables | None:
-    """Return the tables of a file, if they have this name."""
+    """Return the tables in a file, or None if they have another name."""
     try:
         data = path.read_bytes() if path.stat().st_size <= MAX_TABLES else b""
     except OSError:
@@ -353,7 +353,7 @@ def _read(path: Path, sha256: str) -> Tables | None:
 
 
 def _parse(data: bytes, sha256: str, where: str) -> Tables | None:
-    """Return the tables of some bytes, if they have this name."""
+    """Return the tables in these bytes, or None if they have another name."""
     try:
         tables = Tables.from_bytes(data)
     except FormatError as exc:

@@ -1,4 +1,4 @@
-"""Decoders from symbols to vectors, in numpy: perceptrons, with codebooks or without, and sums of words."""
+"""Decoders from symbols to vectors, in numpy: perceptrons with or without codebooks, and residual decoders."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 MAX_WIDTH = 1 << 16
-"""Most numbers that a layer of a vector decoder takes or gives, and so that all symbols of a row stand for."""
+"""Maximum width of a vector decoder's layer, including its inputs."""
 
 _CODEBOOKS_HEAD = struct.Struct("<III")
 
 
 @dataclass(frozen=True, eq=False)
 class Codebooks:
-    """One table of embeddings a latent, float16, shape (D, K, e), centred: a missing latent counts as zeros."""
+    """One embedding table per latent, float16, shape (D, K, e), centred: a missing latent counts as zeros."""
 
     embeddings: NDArray[np.float16]
 
@@ -48,12 +48,12 @@ class Codebooks:
 
     @property
     def alphabet(self) -> int:
-        """K, the number of values of a latent."""
+        """K, the number of values per latent."""
         return self.embeddings.shape[1]
 
     @property
     def width(self) -> int:
-        """e, how many numbers stand for a symbol."""
+        """e, the numbers per symbol."""
         return self.embeddings.shape[2]
 
     def select(self, latents: Sequence[int]) -> Codebooks:
@@ -61,14 +61,14 @@ class Codebooks:
         return Codebooks(self.embeddings[list(latents)])
 
     def look_up(self, symbols: NDArray[np.integer]) -> NDArray[np.float16]:
-        """Return the embeddings of symbols, shape (N, k), k <= D, side by side: shape (N, k * e)."""
+        """Return the embeddings of symbols, shape (N, k) with k <= D, concatenated: shape (N, k * e)."""
         rows, latents = symbols.shape
         places = symbols + np.arange(latents, dtype=np.intp) * self.alphabet
         found: NDArray[Any] = self.embeddings.reshape(-1, self.width)[places]
         return found.reshape(rows, latents * self.width)
 
     def to_bytes(self) -> bytes:
-        """Write D, K and e (uint32), then the embeddings (float16), latent after latent, symbol after symbol."""
+        """Write D, K and e (uint32), then the embeddings (float16) in C order."""
         return _CODEBOOKS_HEAD.pack(*self.embeddings.shape) + self.embeddings.astype("<f2").tobytes()
 
     @classmethod
@@ -92,21 +92,21 @@ def _check_shape(latents: int, alphabet: int, width: int) -> None:
 
 _DECODER_HEAD = struct.Struct("<II")
 _MAX_LAYERS = 16
-_CHUNK = 1024  # rows; the layers' activations of a chunk stay in the cache
-_MOST_VALUES = 1 << 22  # of a layer's activations, however wide a foreign file makes it
+_CHUNK = 1024  # rows, so that a chunk's activations stay in the cache
+_MOST_VALUES = 1 << 22  # activations of a layer, for files with very wide layers
 
 
 @dataclass(frozen=True, eq=False)
 class VectorDecoder:
     """A small perceptron from symbols to a float vector.
 
-    The input of latent i is ``(symbol - centre[i]) * scale[i]``; a latent that a code does not have counts as
-    its centre, the prior's mean. With codebooks, where symbols are not numbers, each latent has e inputs, and its
-    symbol's embedding stands for the symbol. Between layers stands a ReLU. Weights are stored as float16 and
-    evaluated in float32, so vectors agree across machines to rounding; symbols, unlike them, agree exactly.
+    The input of latent i is ``(symbol - centre[i]) * scale[i]``; a latent that a code lacks counts as its centre,
+    the prior's mean. With codebooks each latent has e inputs, its symbol's embedding. Layers are separated by ReLUs.
+    Weights are stored as float16 and evaluated in float32, so vectors agree across machines up to rounding; symbols
+    agree exactly.
 
-    ``centre`` and ``scale`` are float32, of shape (D,), or (D * e,) with codebooks; ``layers`` are weights and
-    biases, float16, of shape (out, in) and (out,), whose first ``in`` is as long as ``centre``.
+    ``centre`` and ``scale`` are float32, shape (D,), or (D * e,) with codebooks. ``layers`` are weights and biases,
+    float16, shapes (out, in) and (out,); the first ``in`` is the length of ``centre``.
     """
 
     centre: NDArray[np.float32]
@@ -138,15 +138,15 @@ class VectorDecoder:
         layers: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]],
         codebooks: NDArray[np.floating] | None = None,
     ) -> VectorDecoder:  # fmt: skip
-        """Round arrays of any float type to the types that are stored."""
-        with np.errstate(over="ignore"):  # what overflows is not finite, and refused
+        """Round arrays of any float type to the stored types."""
+        with np.errstate(over="ignore"):  # overflow gives inf, which is refused
             rounded = tuple((w.astype(np.float16), b.astype(np.float16)) for w, b in layers)
             books = None if codebooks is None else Codebooks(codebooks.astype(np.float16))
         return cls(centre.astype(np.float32), scale.astype(np.float32), rounded, books)
 
     @property
     def latents(self) -> int:
-        """D, the number of latents that it takes."""
+        """D, the number of input latents."""
         return len(self.centre) if self.codebooks is None else self.codebooks.latents
 
     @property
@@ -155,7 +155,7 @@ class VectorDecoder:
 
     @property
     def dim(self) -> int:
-        """V, the width of its vectors."""
+        """V, the width of the output vectors."""
         return len(self.layers[-1][1])
 
     def select(self, latents: Sequence[int]) -> VectorDecoder:
@@ -169,9 +169,9 @@ class VectorDecoder:
     def decode(
         self, symbols: NDArray[np.integer], dtype: type[np.float32] | type[np.float64] = np.float32
     ) -> NDArray[Any]:
-        """Return vectors, shape (N, V), of symbols, shape (N, k), k <= D: the first k latents.
+        """Return vectors, shape (N, V), of symbols, shape (N, k) with k <= D: the first k latents.
 
-        They are evaluated in ``dtype``. Processors sum in different orders, so the last digits differ between them.
+        They are computed in ``dtype``. The last digits differ between processors, which sum in different orders.
         """
         rows, k = symbols.shape
         if k > self.latents:
@@ -185,7 +185,7 @@ class VectorDecoder:
         widest = max(inputs, *(len(bias) for _, bias in layers))
         chunk = max(1, min(_CHUNK, _MOST_VALUES // widest))
         for start in range(0, rows, chunk):
-            # Weights of a foreign file may overflow; its vectors are then not finite, which is no one's warning.
+            # Weights of a foreign file may overflow and give vectors that are not finite, without a warning.
             with np.errstate(over="ignore", invalid="ignore"):
                 part = symbols[start : start + chunk]
                 values = part if self.codebooks is None else self.codebooks.look_up(part)
@@ -201,7 +201,7 @@ class VectorDecoder:
     def to_bytes(self) -> bytes:
         """Write inputs, layers, their widths (uint32), centre, scale (float32), weights, biases (float16).
 
-        Codebooks are not among them: they have a section of their own.
+        Codebooks have a section of their own.
         """
         parts = [_DECODER_HEAD.pack(len(self.centre), len(self.layers))]
         parts += [struct.pack("<I", len(bias)) for _, bias in self.layers]
@@ -212,7 +212,7 @@ class VectorDecoder:
 
     @classmethod
     def from_bytes(cls, data: bytes, codebooks: Codebooks | None = None) -> VectorDecoder:
-        """Read what :meth:`to_bytes` wrote, beside the codebooks that it was written with."""
+        """Read what :meth:`to_bytes` wrote; ``codebooks`` come from their own section."""
         reader = ArrayReader(data, "a vector decoder")
         inputs, count = reader.take("<u4", 2).tolist()
         check_limit(count, _MAX_LAYERS, "the number of a vector decoder's layers")
@@ -225,34 +225,34 @@ class VectorDecoder:
 
 
 MAX_STAGE_BITS = 8
-"""Most bits that name a word: a stage has at most 256 words."""
+"""Maximum bits per stage: a stage has at most 256 words."""
 
 MAX_NUMBERS = 1 << 26
-"""Most integers of a residual decoder: a file of kilobytes may hold more, and each takes four bytes and more."""
+"""Maximum integers of a residual decoder: a small file may inflate to more, at four bytes or more each."""
 
 MAX_RESIDUAL = 512
-"""Most bits of a residual code that is trained here; a file may have more."""
+"""Maximum bits of a residual code trained here; a file may have more."""
 
 _RESIDUAL_HEAD = struct.Struct("<III")  # width of the words, width of the output (0: none), stages
-_ROWS = 4096  # rows
+_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class ResidualDecoder:
-    """Sums one word a stage, and maps the sum to the input's space where the tables have a map.
+    """Sums one word per stage, and maps the sum to the input's space if the tables have a map.
 
         y = sum_s scale_s * words_s[name_s]        v = y, or (y @ output) * output_scale + centre
 
-    ``name_s`` is the number that the stage's bits write, most significant first. A stage without any of its bits adds
-    nothing: words are centred over the training rows. A stage with some of its bits adds the mean of the words that
-    they leave open, so any prefix of the bits, and any choice of them, is a code.
+    ``name_s`` is the integer in the stage's bits, most significant first. A stage with none of its bits adds nothing:
+    words are centred over the training rows. A stage with some of its bits adds the mean of the matching words, so
+    any prefix or subset of the bits is a code.
 
     Parameters
     ----------
-    columns : tuple of ndarray of intp, one a stage
-        The latents that name its word; together they are all latents, each once.
-    words : tuple of ndarray, one a stage, shape (2**bits, m)
-        int8 in tables; float32 where names have lost bits.
+    columns : tuple of ndarray of intp, one per stage
+        The latents that name its word; each latent is in exactly one stage.
+    words : tuple of ndarray, one per stage, shape (2**bits, m)
+        int8 in tables; float32 where bits of the name were dropped.
     scale : ndarray of float32, shape (S,)
     output : ndarray of int8, shape (m, V), optional
     output_scale, centre : ndarray of float32, shape (V,), optional
@@ -299,7 +299,7 @@ class ResidualDecoder:
         cls, words: Sequence[NDArray[np.floating]], output: NDArray[np.floating] | None = None,
         centre: NDArray[np.floating] | None = None,
     ) -> ResidualDecoder:  # fmt: skip
-        """Round words, shape (2**bits, m) a stage, and a map, shape (m, V), to the integers that are stored."""
+        """Round words, shape (2**bits, m) per stage, and a map, shape (m, V), to the stored integers."""
         integers, scales = zip(*(_rounded(stage, axis=None) for stage in words), strict=True)
         columns = _columns(int(stage.shape[0] - 1).bit_length() for stage in words)
         scale = np.array(scales, np.float32)
@@ -311,21 +311,21 @@ class ResidualDecoder:
 
     @property
     def latents(self) -> int:
-        """D, the number of bits that it takes."""
+        """D, the number of input bits."""
         return sum(map(len, self.columns))
 
     @property
     def dim(self) -> int:
-        """V, the width of its vectors."""
+        """V, the width of the output vectors."""
         return self._width if self.centre is None else len(self.centre)
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The bits of each stage's names."""
+        """The bits of each stage."""
         return tuple(map(len, self.columns))
 
     def select(self, latents: Sequence[int]) -> ResidualDecoder:
-        """Return the decoder that takes only these bits; a stage that lost some decodes to means of its words."""
+        """Return the decoder that takes only these bits; a stage that lost bits decodes to means of its words."""
         place = {int(latent): i for i, latent in enumerate(latents)}
         columns, words, scale = [], [], []
         for names, stage, s in zip(self.columns, self.words, self.scale, strict=True):
@@ -342,7 +342,7 @@ class ResidualDecoder:
     def decode(
         self, symbols: NDArray[np.integer], dtype: type[np.float32] | type[np.float64] = np.float32
     ) -> NDArray[Any]:
-        """Return vectors, shape (N, V), of bits, shape (N, k), k <= D: the first k latents."""
+        """Return vectors, shape (N, V), of bits, shape (N, k) with k <= D: the first k latents."""
         rows, k = symbols.shape
         if not 1 <= k <= self.latents:
             raise ValueError(f"this decoder takes 1 to {self.latents} latents, not {k}")
@@ -375,16 +375,16 @@ class ResidualDecoder:
         return int(self.words[0].shape[1])
 
     def _mapped(self, y: NDArray[Any]) -> NDArray[Any]:
-        """Bring sums of words, shape (B, m), to the output's space, shape (B, V)."""
+        """Map sums of words, shape (B, m), to the output's space, shape (B, V)."""
         if self.output is None or self.output_scale is None or self.centre is None:
             return y
         v: NDArray[Any] = y @ (self.output.astype(y.dtype) * self.output_scale.astype(y.dtype))
         return v + self.centre.astype(y.dtype)
 
     def to_bytes(self) -> bytes:
-        """Write widths and stages (uint32), bits a stage (uint8), scales (float32), words (int8), then the output.
+        """Write widths and stages (uint32), bits per stage (uint8), scales (float32), words (int8), then the output.
 
-        The output, where there is one, is its map (int8), scale and centre (float32).
+        The output, if any, is its map (int8), scale and centre (float32).
         """
         parts = [_RESIDUAL_HEAD.pack(self._width, 0 if self.output is None else self.dim, len(self.words))]
         parts += [bytes(self.stages), self.scale.astype("<f4").tobytes()]
@@ -414,19 +414,19 @@ class ResidualDecoder:
 
 
 def _columns(bits: Iterable[int]) -> tuple[NDArray[np.intp], ...]:
-    """Return the latents of stages of so many bits, one after the other."""
+    """Return the latents of consecutive stages of these many bits."""
     return tuple(np.arange(a, b, dtype=np.intp) for a, b in pairwise(accumulate(bits, initial=0)))
 
 
 def _means(words: NDArray[Any], kept: list[int], bits: int) -> NDArray[np.float32]:
-    """Return words averaged over the bits of their names that are not kept, shape (2**len(kept), m)."""
+    """Return words averaged over the bits not kept, shape (2**len(kept), m)."""
     cube = words.astype(np.float32).reshape(*[2] * bits, -1)
     lost = tuple(j for j in range(bits) if j not in kept)
     return cube.mean(axis=lost).reshape(1 << len(kept), -1)
 
 
 def _rounded(numbers: NDArray[np.floating], axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.floating]]:
-    """Return integers of -127..127 and the scale, of all or a column, that brings them back."""
+    """Return integers -127..127 and the scale that restores them, over all or along an axis."""
     largest = np.abs(numbers).max(axis=axis)
     scale = np.where(largest > 0, largest / 127, 1.0)
     return np.rint(numbers / scale).astype(np.int8), scale

@@ -27,14 +27,16 @@ def test_vectors_are_their_own_features():
     assert backbone.state_dict() == {}
 
 
-@pytest.mark.parametrize("name", ["resnet10", "resnet50", "timm:vit_small", "features:1", "features:65536"])
+@pytest.mark.parametrize(
+    "name", ["resnet10", "resnet50", "timm:vit_small", "open_clip:RN50", "features:1", "features:65536"]
+)
 def test_what_may_be_a_backbone_is_told_without_making_it(name):
     check_backbone(name)
 
 
-@pytest.mark.parametrize("name", ["vgg", "", "timm:", "timm", "Resnet18"])
+@pytest.mark.parametrize("name", ["vgg", "", "timm:", "open_clip:", "timm", "Resnet18"])
 def test_what_is_no_backbone_is_refused_with_those_there_are(name):
-    with pytest.raises(UsageError, match=r"resnet50, efficientnet-lite0, .*, timm:NAME and features:W"):
+    with pytest.raises(UsageError, match=r"resnet50, efficientnet-lite0, .*, timm:NAME, open_clip:NAME and"):
         check_backbone(name)
 
 
