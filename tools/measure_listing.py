@@ -30,7 +30,6 @@ def name_of(i: int) -> str:
 
 
 def make(folder: Path, images: int) -> None:
-    """Write the folder and the tar."""
     with (folder / "images.tar").open("wb") as out:
         for i in range(images):
             member = tarfile.TarInfo(name_of(i))
@@ -50,7 +49,6 @@ def resident() -> int:
 
 
 def listed(path: Path) -> dict[str, Any]:
-    """List a source, and return its cost."""
     from stochcl.data import open_source
 
     before, started, clock = resident(), time.process_time(), time.perf_counter()

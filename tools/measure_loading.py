@@ -86,7 +86,6 @@ STEPS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def run(step: str, path: Path) -> dict[str, Any]:
-    """Run one step in a separate process."""
     import torch
 
     stay_on_one_core()

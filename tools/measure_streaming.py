@@ -107,7 +107,6 @@ def name_of(row: int) -> str:
 
 
 def write(case: Case, path: Path) -> dict[str, Any]:
-    """Write the codes in batches."""
     network = random_network(case.latents) if case.network else None
     tables = Tables((case.latents,), IndependentModel.fit(next(batches(case))), None, network)
     header = Header(
@@ -210,13 +209,11 @@ STEPS: dict[str, Callable[[Case, Path], dict[str, Any]]] = {
 
 
 def peak() -> int:
-    """Return the peak resident bytes of this process."""
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
 
 
 def run(step: str, case: Case, path: Path) -> dict[str, Any]:
-    """Run one step in a separate process."""
     stay_on_one_core()
     before = time.process_time()
     found = STEPS[step](case, path)
@@ -225,7 +222,6 @@ def run(step: str, case: Case, path: Path) -> dict[str, Any]:
 
 
 def measure(case: Case, folder: Path) -> dict[str, Any]:
-    """Run all steps on one case."""
     path, steps = folder / "codes.bin", {}
     for step in STEPS:
         with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -27,7 +27,6 @@ BEGIN, END = "<!-- reckoned: begin -->", "<!-- reckoned: end -->"
 
 
 def of(name: str) -> dict[str, Any]:
-    """Return a result file."""
     return json.loads((RESULTS / name).read_text("utf-8"))
 
 
@@ -61,7 +60,6 @@ class Costs:
 
     @classmethod
     def measured(cls) -> Costs:
-        """Read the measured costs."""
         general, resnet50 = of("throughput-general.json"), of("throughput-resnet50.json")
         scale, listing, decoding, loading = (
             of(name) for name in ("scale.json", "listing.json", "decoding.json", "loading.json")
@@ -116,7 +114,6 @@ def size(count: float) -> str:
 
 
 def tables(costs: Costs) -> str:
-    """Return both tables."""
     return measured_table(costs) + "\n" + carried_table(costs)
 
 
@@ -190,7 +187,6 @@ def carried_table(costs: Costs) -> str:
 
 
 def in_page(text: str, found: str) -> str:
-    """Return the page with these tables."""
     return re.sub(
         f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: f"{BEGIN}\n\n{found}\n{END}", text, flags=re.DOTALL
     )

@@ -136,7 +136,6 @@ def run_lines(code: str, *, shortened: bool = False) -> str:
 
 
 def shorten_command(arguments: list[str]) -> list[str]:
-    """Return a command limited by ``MOST``."""
     out, text = list(arguments), " ".join(arguments) + " "
     most = next((most for start, most in MOST.items() if text.startswith(f"{start} ")), {})
     for option, value in most.items():

@@ -227,7 +227,6 @@ def _kind(encoder: Encoder) -> str:
 
 
 def _set(encoder: Encoder, tensors: dict[str, NDArray[Any]]) -> None:
-    """Copy arrays to the encoder's tensors by name."""
     found = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}
     encoder.load_state_dict(encoder.state_dict() | found)
 
