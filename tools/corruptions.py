@@ -2,7 +2,7 @@
 
     python tools/corruptions.py IMAGES.zip -o FOLDER [--count 300] [--strength 3]
 
-writes so many images of the .zip, drawn by chance, in each of these ways, as FOLDER/WAY/NAME.png.
+writes a random sample of the images of the .zip, each with every corruption, as FOLDER/WAY/NAME.png.
 """
 
 from __future__ import annotations

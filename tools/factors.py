@@ -267,7 +267,6 @@ def _forest(
 
 
 def _quiet(model: Any, x: NDArray[np.float64], y: NDArray[Any]) -> Any:
-    """Fit without convergence warnings."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -305,7 +304,6 @@ class Matching:
     chance_correlation: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return the scores."""
         names = ("same", "chance", "correlation", "chance_correlation")
         return {name: round(float(getattr(self, name)), 4) for name in names}
 

@@ -3,10 +3,9 @@
     python tools/fit_entropy.py MODEL SOURCE... -o OUTPUT [--hold-out 20] [--hidden 1024] [--passes 20]
         [--max-time 900] [--seed 0] [--measure SOURCE]
 
-SOURCE must be what the model was trained on, with the same --hold-out: the network is part of the model. It is fitted
-to the images as they are and, once more, to what they look like where their sources are smaller. What it saves
-is measured on a part of those codes that it is not fitted to, and, with --measure, on images of another source. Codes
-do not change, but the model's hash does.
+SOURCE must be the images that the model was trained on, with the same --hold-out, because the network is part of the
+model. It is fitted to the images as they are and, again, as if their sources were smaller. Its savings are measured
+on held-out codes and, with --measure, on images of another source. Codes do not change, but the model's hash does.
 """
 
 from __future__ import annotations

@@ -64,7 +64,6 @@ def make_solar(out: Path, packages: Path) -> None:
 
 
 def make_textures(out: Path, packages: Path) -> None:
-    """Make 250 of each of 16 classes."""
     for i, name in enumerate(TEXTURES):
         for k in range(A_CLASS):
             rng = np.random.default_rng([1, i, k])
@@ -205,7 +204,6 @@ KINDS = {"solar": make_solar, "textures": make_textures}
 
 
 def main() -> None:
-    """Make the named kinds, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all unless named")

@@ -40,7 +40,6 @@ def sections(command: click.Command, name: str, parent: click.Context | None = N
 
 
 def reference() -> str:
-    """Return the page."""
     from stochcl.cli import main
 
     return "\n".join([START, *sections(main, "stochcl")])

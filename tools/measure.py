@@ -75,11 +75,9 @@ class Measure:
         self.entries, self.inputs = read_table()
 
     def is_missing(self, name: str) -> bool:
-        """Return whether a file of an entry is missing."""
         return not all((self.results / file).exists() for file in self.entries[name].named())
 
     def make(self, name: str, *, force: bool) -> None:
-        """Make the files of an entry."""
         from stochcl.api.models import find_model
         from stochcl.benchmarks.run import commit, hardware, versions
         from stochcl.encoders.modelfile import load_model
@@ -140,7 +138,6 @@ class Measure:
 
 
 def processor_seconds() -> float:
-    """Return the processor time of all commands so far."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

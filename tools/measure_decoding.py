@@ -4,7 +4,7 @@
     stochcl transcode cifar10-test.bin -o cifar10-test-32.bin --latents 32
     python tools/measure_decoding.py cifar10-test.bin cifar10-test-32.bin -o benchmarks/results/decoding.json
 
-Each archive is read from front to back several times, in a process of its own, on one core; the median counts.
+Each archive is read from front to back several times in a separate process on one core; the result is the median.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python tools/measure_listing.py -o benchmarks/results/listing.json [--images 200000]
 
-A folder of so many files in folders of 1,000, and a plain tar of as many, none of which is an image: listing reads
-none. Every measurement is in a process of its own. A folder's time depends on the file system: the one here is local
-and its entries are in the system's cache.
+The sources are a folder of files in folders of 1,000, and a plain tar with the same number. No file is an image,
+because listing reads none. Every measurement has its own process. A folder's time depends on the file system: here it
+is local, and its entries are in the system's cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ def name_of(i: int) -> str:
 
 
 def make(folder: Path, images: int) -> None:
-    """Write the folder and the tar."""
     with (folder / "images.tar").open("wb") as out:
         for i in range(images):
             member = tarfile.TarInfo(name_of(i))
@@ -50,7 +49,6 @@ def resident() -> int:
 
 
 def listed(path: Path) -> dict[str, Any]:
-    """List a source, and return its cost."""
     from stochcl.data import open_source
 
     before, started, clock = resident(), time.process_time(), time.perf_counter()

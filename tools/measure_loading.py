@@ -2,9 +2,8 @@
 
     python tools/measure_loading.py -o benchmarks/results/loading.json [--rows 500000]
 
-The codes are those of `tools/measure_streaming.py` with a network: 128 latents, 57 bits a row. Every step runs in a
-process of its own, on one core, without worker processes; figures are of processor time, which other programs on the
-machine do not prolong.
+The codes are those of `tools/measure_streaming.py` with a network: 128 latents, 57 bits per row. Every step runs in a
+separate process on one core without worker processes; times are processor time, which other programs do not prolong.
 """
 
 from __future__ import annotations
@@ -87,7 +86,6 @@ STEPS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def run(step: str, path: Path) -> dict[str, Any]:
-    """Run one step in a separate process."""
     import torch
 
     stay_on_one_core()

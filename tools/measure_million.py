@@ -2,10 +2,10 @@
 
     python tools/measure_million.py train.npy --queries test.npy -m reconstruct64.safetensors -o million.json
 
-Rows are mixtures of two embeddings and noise of their covariance, all of length 1; the last of them are copies of
-others, plus noise of so many hundredths of their length. Times are of one processor, which other programs do not
-prolong; each step runs in a process of its own, whose memory is taken. Precision is the share of pairs whose floats
-have a cosine of at least 0.95.
+Rows are mixtures of two embeddings and noise of their covariance, all of length 1; the last ones are copies of others
+plus noise of 0.003 to 0.2 of their length. Times are of one processor, which other programs do not prolong; each step
+runs in a separate process to measure its memory. Precision is the share of pairs whose floats have a cosine of at
+least 0.95.
 """
 
 from __future__ import annotations

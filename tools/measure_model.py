@@ -10,10 +10,10 @@ Sets are
   on, which training with `--hold-out 20` leaves alone, the others to learn from;
 - every FOLDER, whose classes are its folders, such as tools/make_kinds.py makes: a fifth of each to score on.
 
-Each is a run of `stochcl benchmark rate-accuracy` (whose file of results says what its rows hold) for each probe and
-model, so codes come from archives that are written and read back; the third probe, retrieval, is mAP@1000. Of MODEL
-all rungs of the ladder are measured, of the model BEFORE it and of an UNTRAINED one the full width; of each its
-features as float32, too. WORK keeps what has been measured, so that an interrupted run goes on.
+Each is a run of `stochcl benchmark rate-accuracy` (whose result file explains its rows) for each probe and model, so
+codes come from archives that are written and read back; the third probe, retrieval, is mAP@1000. MODEL is measured at
+all rungs of its ladder, BEFORE and UNTRAINED at full width, and the features of each as float32. WORK keeps finished
+measurements, so that an interrupted run continues.
 """
 
 from __future__ import annotations

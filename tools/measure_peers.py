@@ -3,9 +3,9 @@
     pip install rabitqlib==0.7.1 turbovec==1.1.2 remex==2.1.0 turboquant-pro==1.9.1
     python tools/measure_peers.py text/ -o benchmarks/results/peers.json
 
-Bytes are of the files that a tool writes: what a row adds to them, and apart from that what they hold whatever their
-rows. No float copy is kept. Recall is of float queries, the tool's own search where it has one; accuracy is of a
-logistic regression on what a tool decodes its rows to, if it does. What is not installed is left out.
+Bytes are those of the files that a tool writes: per row, and a constant part. No float copy is kept. Recall is of
+float queries, by the tool's own search if it has one; accuracy is of a logistic regression on decoded rows, if the
+tool decodes them. Tools that are not installed are left out.
 """
 
 from __future__ import annotations

@@ -4,9 +4,8 @@
         [--model general] [--images 10000] [--test-images 10000] [--device cpu]
 
 TRAIN and TEST are labelled images (folders of classes, also in a .zip). Both are encoded in both precisions; a probe
-is trained on the decoded vectors of either and scored on those of either, at every number of latents. ``lost`` is
-what is lost, in percentage points, where the codes that a probe is scored on have another precision than those it was
-trained on.
+is trained on the decoded vectors of each and scored on those of each, for every number of latents. ``lost`` is the
+loss in percentage points if the scored codes have another precision than the training codes.
 """
 
 from __future__ import annotations

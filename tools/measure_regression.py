@@ -209,7 +209,6 @@ def classify(
 def scores(
     task: Task, train: NDArray[np.float32], test: NDArray[np.float32], seed: int, probes: tuple[str, ...] = PROBES
 ) -> list[dict[str, Any]]:
-    """Return each probe's score on each target."""
     from sklearn.metrics import mean_absolute_error
     from sklearn.preprocessing import StandardScaler
 
@@ -258,7 +257,6 @@ def measure(codec: Codec, task: Task, folder: Path, seed: int) -> dict[str, Any]
 
 
 def best(rows: list[dict[str, Any]], given: str, target: str) -> dict[str, Any]:
-    """Return the row of the best probe."""
     return max(
         (row for row in rows if (row["input"], row["target"]) == (given, target)), key=lambda row: row["score"]
     )
@@ -293,7 +291,6 @@ def say(text: str, **options: str) -> None:
 
 
 def of_set(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure all models of a set, and pixels."""
     models = []
     if name == "sprites":
         models = [position_model(folder, options)]

@@ -2,11 +2,11 @@
 
     python tools/measure_scale.py -o benchmarks/results/scale.json [--images 1000000] [--folder /tmp]
 
-One process makes a tar of JPEG files of 32 to 128 pixels, none of which is ever on a disk; `stochcl compress -` reads
-it. Whenever a segment has been written, the journal says so, and time, processor time and memory of the compressing
-process are taken. Then the archive is opened, sampled at random, and a classifier is trained on it out of core, in a
-process of its own, whose memory is taken too. The network is a small, untrained one, so that a million images take
-minutes: what is measured is the engine, not the codes. Beside the JSON goes a plot of the same name.
+One process makes a tar of JPEG files of 32 to 128 pixels, which never touch a disk; `stochcl compress -` reads it.
+Whenever the journal reports a segment, time, processor time and memory of the compressing process are recorded. Then
+a separate process opens the archive, samples it at random, and trains a classifier on it out of core; its memory is
+recorded too. The network is small and untrained, so that a million images take minutes: the engine is measured, not
+the codes. A plot of the same name is written beside the JSON.
 """
 
 from __future__ import annotations

@@ -104,7 +104,6 @@ class Measure:
         return self.row(columns, select=[numbers[column] for column in columns])
 
     def whole(self, **how: Any) -> dict[str, Any]:
-        """Return the row of all latents."""
         return self.row(list(range(self.latents)), **how)
 
     def prefix(self, most: int) -> dict[str, Any] | None:
@@ -141,7 +140,6 @@ def ladder(latents: int, steps: list[int] | None) -> list[int]:
 
 
 def measure(train: Path, test: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the table."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="stochcl-") as name:
         folder = Path(name)
@@ -180,7 +178,6 @@ def measure(train: Path, test: Path, options: argparse.Namespace) -> dict[str, A
 
 
 def encoded(path: Path, out: Path, model: str) -> Path:
-    """Encode images to an archive, and return its path."""
     stochcl.load(model).compress(path, out)
     return out
 

@@ -2,9 +2,8 @@
 
     python tools/measure_streaming.py -o codec-streaming.json [--rows 10000000] [--network-rows 1000000]
 
-The codes are made here, from a seed: skewed independent bits, and bits drawn from a random network of 512 hidden
-units, which is what they are then coded with. Every step runs in a process of its own, on one core, and checks what
-it read.
+The codes are made from a seed: skewed independent bits, and bits drawn from a random network of 512 hidden units,
+which also codes them. Every step runs in a separate process on one core, and checks the codes it reads.
 """
 
 from __future__ import annotations
@@ -108,7 +107,6 @@ def name_of(row: int) -> str:
 
 
 def write(case: Case, path: Path) -> dict[str, Any]:
-    """Write the codes in batches."""
     network = random_network(case.latents) if case.network else None
     tables = Tables((case.latents,), IndependentModel.fit(next(batches(case))), None, network)
     header = Header(
@@ -211,13 +209,11 @@ STEPS: dict[str, Callable[[Case, Path], dict[str, Any]]] = {
 
 
 def peak() -> int:
-    """Return the peak resident bytes of this process."""
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
 
 
 def run(step: str, case: Case, path: Path) -> dict[str, Any]:
-    """Run one step in a separate process."""
     stay_on_one_core()
     before = time.process_time()
     found = STEPS[step](case, path)
@@ -226,7 +222,6 @@ def run(step: str, case: Case, path: Path) -> dict[str, Any]:
 
 
 def measure(case: Case, folder: Path) -> dict[str, Any]:
-    """Run all steps on one case."""
     path, steps = folder / "codes.bin", {}
     for step in STEPS:
         with multiprocessing.get_context("spawn").Pool(1) as pool:

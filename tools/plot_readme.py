@@ -71,12 +71,10 @@ def draw_panel(axes: Axes, result: dict[str, Any], title: str) -> None:
 
 
 def draw_curve(axes: Axes, rows: list[dict[str, Any]], **look: Any) -> None:
-    """Draw a method's points as a line."""
     axes.plot([row["bits_per_image"] for row in rows], [100 * row["accuracy"] for row in rows], markersize=5, **look)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the results in a folder, and write the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="RESULTS", help="the folder of the results")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PNG")

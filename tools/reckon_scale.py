@@ -3,8 +3,8 @@
     python tools/reckon_scale.py            # prints the two tables
     python tools/reckon_scale.py --write    # and puts them into docs/explanation/scale.md
 
-Every figure is read from a file of benchmarks/results; what is assumed beside (cores of a machine, a network's speed)
-is a constant here and said in the page. A test holds the page to what this prints.
+Every figure is read from a file of benchmarks/results; assumptions (cores of a machine, a network's speed) are
+constants here and stated on the page. A test compares the page with this output.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ BEGIN, END = "<!-- reckoned: begin -->", "<!-- reckoned: end -->"
 
 
 def of(name: str) -> dict[str, Any]:
-    """Return a result file."""
     return json.loads((RESULTS / name).read_text("utf-8"))
 
 
@@ -61,7 +60,6 @@ class Costs:
 
     @classmethod
     def measured(cls) -> Costs:
-        """Read the measured costs."""
         general, resnet50 = of("throughput-general.json"), of("throughput-resnet50.json")
         scale, listing, decoding, loading = (
             of(name) for name in ("scale.json", "listing.json", "decoding.json", "loading.json")
@@ -116,7 +114,6 @@ def size(count: float) -> str:
 
 
 def tables(costs: Costs) -> str:
-    """Return both tables."""
     return measured_table(costs) + "\n" + carried_table(costs)
 
 
@@ -190,7 +187,6 @@ def carried_table(costs: Costs) -> str:
 
 
 def in_page(text: str, found: str) -> str:
-    """Return the page with these tables."""
     return re.sub(
         f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: f"{BEGIN}\n\n{found}\n{END}", text, flags=re.DOTALL
     )

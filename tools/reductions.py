@@ -3,7 +3,7 @@
     python tools/reductions.py results/results.json --side 32
 
 588 is 224 x 224 x 3 bytes over 2,048 bits (Ramapuram et al., arXiv 2110.00552, section 1). The three are pixels at
-224 x 224, pixels at the images' own size (SIDE) and float32 features. Of each, the most accurate code of at most a
+224 x 224, pixels at the images' own size (SIDE) and float32 features. For each, the most accurate code of at most a
 588th of its bits is printed.
 """
 

@@ -2,8 +2,8 @@
 
     python tools/refit_decoder.py MODEL SOURCE... -o OUTPUT [--hold-out 20] [--steps 1500] [--seed 0]
 
-While a network is trained its decoder runs after features that move, and its squared error counts directions of the
-features by their variance, which a classifier does not. Here the features stand still and are whitened.
+In training, the decoder follows features that move, and its squared error weights directions of the features by their
+variance, unlike a classifier. Here the features are fixed and whitened.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
         [--ladder D1,D2,...,D] [--alphabet K] [--pooling mean|stages] [--head WIDTHS] [--decoder WIDTHS]
         [--hold-out 20] [--steps 3000] [--whitening POWER] [--precision fp32|bf16|auto] [--seed 0]
 
-It is the last stage of ``stochcl train`` (docs/explanation/method.md), on images of SOURCE and on the same
-images shrunk and enlarged again, since a user's images are of all sizes. A user's command for that is ``stochcl train
-SOURCE... --init MODEL --epochs 0 --rate BITS``; here the network is MODEL's without being described again, the ladder
+It is the last stage of ``stochcl train`` (docs/explanation/method.md), on images of SOURCE and on the same images
+shrunk and enlarged again, because users' images have all sizes. The user's command for this is ``stochcl train
+SOURCE... --init MODEL --epochs 0 --rate BITS``; here the network is MODEL's without describing it again, the ladder
 can be chosen, and MODEL's training record is kept beside that of the new latents.
 """
 

@@ -4,15 +4,15 @@
     python tools/run_pages.py docs/tutorial.md     # one page
     python tools/run_pages.py --write              # put the real output into the pages
 
-A page's ``sh`` and ``python`` blocks run in order in one new folder, which holds ``examples/images``, a smaller
-``photos/CLASS/NAME.jpg``, ``photo.jpg`` and ``vectors.npy``. A ``text`` block right after one of them is what it
-prints; a line ``...`` stands for the rest. Outputs are compared without their numbers. Before a block,
+A page's ``sh`` and ``python`` blocks run in order in a new folder with ``examples/images``, a smaller
+``photos/CLASS/NAME.jpg``, ``photo.jpg`` and ``vectors.npy``. A ``text`` block right after one is its expected output;
+a line ``...`` replaces the rest. Outputs are compared without their numbers. Before a block,
 
     <!-- not run: reason -->      leaves it out
     <!-- shortened: reason -->    runs it with the options of ``MOST``
-    <!-- needs: MODULE -->        leaves it out where that module is not installed
+    <!-- needs: MODULE -->        leaves it out if that module is not installed
 
-The examples of the help are all shortened, see tests/test_examples.py. ``ELSEWHERE`` is what no machine can run.
+The examples of the help are all shortened, see tests/test_examples.py. ``ELSEWHERE`` lists what no machine can run.
 """
 
 from __future__ import annotations
@@ -136,7 +136,6 @@ def run_lines(code: str, *, shortened: bool = False) -> str:
 
 
 def shorten_command(arguments: list[str]) -> list[str]:
-    """Return a command limited by ``MOST``."""
     out, text = list(arguments), " ".join(arguments) + " "
     most = next((most for start, most in MOST.items() if text.startswith(f"{start} ")), {})
     for option, value in most.items():

@@ -1,4 +1,4 @@
-"""Sprites: images of one figure each, made from known factors, to ask what codes keep of them.
+"""Sprites: images of one figure each, made from known factors, to measure what codes keep of them.
 
 python tools/sprites.py -o sprites --images 4000 --size 32
 """

@@ -172,7 +172,6 @@ class Additive(Native):
 
     @classmethod
     def _of(cls, trained: Any, width: int) -> Self:
-        """Convert a quantiser trained by faiss."""
         books = faiss_on_one_thread().vector_to_array(trained.codebooks)
 
         def quantise(values: Matrix) -> NDArray[np.uint8]:

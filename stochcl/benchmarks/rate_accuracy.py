@@ -189,8 +189,6 @@ def encode_part(codec: Codec, part: Split, cache: Cache, told: Told) -> Encoded:
 
 
 def _jobs(config: RateAccuracyConfig, inputs: Inputs, subjects: list[Subject], fit: Encoded | None) -> Iterator[Job]:
-    """Yield the jobs in the order of the table."""
-
     def fitted(to: str | None) -> dict[str, Any]:
         return {} if fit is None else {"fitted_to": to}
 

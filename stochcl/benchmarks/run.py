@@ -136,7 +136,7 @@ def run_jobs(
     jobs: Sequence[Job], cache: Cache, key: tuple[object, ...], *, progress: Callable[[int, int, str], None],
     say: Callable[[str], None],
 ) -> Outcome:  # fmt: skip
-    """Check the needs of all jobs, then run those that can; use cached results."""
+    """Check the needs of all jobs, then run the possible ones; use cached results."""
     from threadpoolctl import threadpool_limits
 
     outcome, refused, ready = Outcome(), [], []

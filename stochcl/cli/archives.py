@@ -262,7 +262,6 @@ def _salvage(codes: Path | str, out: Path, *, model: str | None, force: bool, as
 
 
 def _losses(done: Any) -> list[str]:
-    """Return lines about what was not saved."""
     lines = [f"damaged: bytes {start:,} to {end - 1:,}" for start, end in done.lost[:_SHOWN]]
     if len(done.lost) > _SHOWN:
         lines.append(f"damaged: {len(done.lost) - _SHOWN:,} more places; --json lists them all")

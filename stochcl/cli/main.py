@@ -75,7 +75,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     --------
     >>> print("\\n".join(table("sizes", ["method", "bytes"], [["zlib", "1,024"], ["ours", "96"]])))
     sizes
-      method  bytes zlib    1,024 ours       96
+      method  bytes
+      zlib    1,024
+      ours       96
     <BLANKLINE>
     """
     from rich.console import Console

@@ -62,7 +62,6 @@ def find_duplicates(
 def _near(
     codes: NDArray[np.uint8], decode: Decode, threshold: float, rng: np.random.Generator, progress: Progress
 ) -> Pairs:
-    """Return near pairs of different codes."""
     points = _on_axes(codes, decode, rng)
     # Comparing N rows with C pivots and then with N / C members of each probed cell is cheapest at this C.
     count = max(1, min(int((_PROBES * len(points)) ** 0.5), len(points) // _CELL))
@@ -157,14 +156,12 @@ def _close_pairs(
 
 
 def _grouped(cells: NDArray[np.int32], count: int) -> list[NDArray[np.int64]]:
-    """Return the rows of each cell."""
     order = np.argsort(cells, axis=None, kind="stable")
     starts = np.searchsorted(cells.reshape(-1)[order], np.arange(1, count))
     return np.split(order // cells.shape[1], starts)
 
 
 def _cosines(codes: NDArray[np.uint8], decode: Decode, keys: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the cosine of each pair's vectors."""
     found = np.empty(len(keys), np.float32)
     for start in range(0, len(keys), _BATCH):
         pairs = np.stack(np.divmod(keys[start : start + _BATCH], len(codes)))

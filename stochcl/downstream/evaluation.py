@@ -253,8 +253,6 @@ def fit(
 
 
 class _Probe:
-    """A probe, trained afresh on each part."""
-
     def __init__(self, task: Task, estimator: str, seed: int, symbols: bool, binary: bool) -> None:
         self.task, self.name, self.seed, self.symbols, self.binary = task, estimator, seed, symbols, binary
         self.notes: list[str] = []
@@ -357,7 +355,6 @@ def _guess(task: Task, y: NDArray[Any]) -> Any:
 
 
 def _groups(groups: Sequence[object] | ArrayLike, count: int) -> NDArray[np.intp]:
-    """Return a number for each row's group."""
     values = np.asarray(groups, dtype=object)
     if values.shape != (count,):
         raise UsageError(f"there are {count:,} rows, but groups have shape {values.shape}; give one for each.")

@@ -76,7 +76,6 @@ class Sample:
 
 
 def _by_frequency(values: NDArray[np.integer]) -> list[int]:
-    """Return the values that occur, most frequent first."""
     found, counts = np.unique(values, return_counts=True)
     result: list[int] = found[np.argsort(-counts, kind="stable")].tolist()
     return result

@@ -131,7 +131,7 @@ TRUSTED = (
     "stochcl.downstream.neighbors.HammingKNeighborsRegressor",
     "stochcl.downstream.selection.LatentSelector",
 )
-"""Types allowed in a probe's file besides those that skops trusts: arrays of trees, and our own."""
+"""Types allowed in a probe's file besides skops's own: arrays of trees, and ours."""
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ class EncoderConfig(Options):
     ladder : tuple of int
         Usable prefixes of the code, ascending; the last is ``latents``.
     mean, std : tuple of float
-        Of each colour channel, for values in 0..1; by default those that the backbone expects.
+        Of each colour channel, for values in 0..1; by default the backbone's.
     entropy, entropy_hidden
         Kind of the entropy model, and the hidden units of its network (0: linear, or none).
     temperature : float

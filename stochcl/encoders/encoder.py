@@ -141,7 +141,6 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def _make_latents(self) -> None:
-        """Create fresh modules for the latents."""
         config, features = self.config, self.feature_dim
         self.head = _head(features, config)
         self.prior = nn.Parameter(FACTORISED[config.posterior].initial(config))

@@ -128,7 +128,6 @@ class Thumbnails:
         return shown
 
     def _load(self, row: int) -> str | None:
-        """Return the thumbnail at a position in the source."""
         if row not in self._made:
             try:
                 self._made[row] = thumbnail(self.source.load(row, self._preprocess))

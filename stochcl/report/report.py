@@ -267,7 +267,6 @@ class View:
 
 
 def _to_json(view: View) -> dict[str, Any]:
-    """Return the page's content as JSON values."""
     data, found, facts, pictures = view.data, view.found, view.data.facts, view.thumbnails
     probe, missing = found.probe, 0 if pictures is None else len(pictures.missing)
     return {

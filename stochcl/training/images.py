@@ -268,7 +268,7 @@ class _Cache(_Decoded):
             os.fsync(lines.fileno())
 
     def write(self, which: int, images: NDArray[np.uint8]) -> None:
-        """Write images after those that the journal records."""
+        """Write images after the recorded ones."""
         with (self.place / _FILES[which]).open("r+b") as file:
             file.seek(self.counts[which] * math.prod(self.shape))
             file.write(images.tobytes())

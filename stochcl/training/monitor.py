@@ -34,7 +34,7 @@ def code_health(codes: Codes, family: str) -> dict[str, Any]:
     entropies = marginal_entropies(codes)
     used = entropies > DEAD_BITS
     entropy = certainty = None
-    if codes.uncertainty is not None and len(codes) and family != "residual":  # whose uncertainty is one word's
+    if codes.uncertainty is not None and len(codes) and family != "residual":  # which covers one word only
         entropy = round(float(np.mean(codes.uncertainty, dtype=np.float64)), 3)
         certainty = round(1 - entropy / (codes.latents * float(np.log2(codes.alphabet))), 4)
     return {

@@ -317,7 +317,6 @@ class StochasticContrastive(nn.Module):
         return Losses(total, *(term.detach() for term in terms))
 
     def _twin(self, views: Tensor) -> Losses:
-        """Return the terms of the twin without latents."""
         self.encoder.train()
         features = self.encoder.features(views)
         slow = None

@@ -227,7 +227,6 @@ def _kind(encoder: Encoder) -> str:
 
 
 def _set(encoder: Encoder, tensors: dict[str, NDArray[Any]]) -> None:
-    """Copy arrays to the encoder's tensors by name."""
     found = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}
     encoder.load_state_dict(encoder.state_dict() | found)
 
@@ -278,7 +277,7 @@ def _set_output(encoder: Encoder, rows: Rows, share: float) -> None:
 
 
 def rounded_map(output: Rows, deviation: Rows, step: float) -> Rows:
-    """Round a map, shape (m, V), in steps of about ``step`` in units of the coordinates' deviations.
+    """Round each row of a map, shape (m, V), in steps of about ``step`` over its coordinate's deviation.
 
     Rows that matter less than the rounding are zero.
     """

@@ -276,7 +276,6 @@ def stage_facts(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def interval(right: int, total: int) -> list[float]:
-    """Return Wilson's 95 % interval in percent."""
     from stochcl.downstream.metrics import wilson
 
     return [round(100 * bound, 3) for bound in wilson(right, total)]

@@ -119,7 +119,6 @@ class Runner:
                 raise
 
     def note(self, job: Job, **facts: object) -> None:
-        """Record a job's state."""
         self.states[job.name] = facts
         print(f"{time.strftime('%H:%M:%S')} {job.name}: {', '.join(f'{v}' for v in facts.values())}", flush=True)
         self._write(finished=False)
@@ -154,7 +153,6 @@ def _stop(process: subprocess.Popen[bytes]) -> bool:
 
 
 def read_jobs(path: Path) -> list[Job]:
-    """Read a list of jobs, sorted by priority."""
     try:
         found = tomllib.loads(path.read_text("utf-8")).get("job", [])
     except (OSError, tomllib.TOMLDecodeError) as exc:

@@ -31,7 +31,6 @@ def state(results: Path) -> tuple[bool, list[str]]:
 
 
 def tail(results: Path) -> str:
-    """Return the last line of the latest log."""
     logs = sorted(results.glob("*.log"), key=lambda path: path.stat().st_mtime)
     if not logs:
         return ""
