@@ -60,7 +60,8 @@ def append(
     """Encode the images of a source whose names an archive does not have yet, and add them to it in place.
 
     Rows of a matrix, or of a table without ids, are named by their numbers, so the new rows of a matrix that has
-    grown are added. Compress another matrix to a file of its own, and join the two with :func:`merge`.
+    grown are added. Compress another matrix to a file of its own, and join the two with :func:`merge`. A row whose id
+    is null or empty is always new, under a number that is free.
 
     Until the end, and after an error, the archive opens as it was. After an interruption, repeating the append
     continues it, with the same result as an undisturbed one. (For a table, nothing is kept.)
@@ -126,6 +127,10 @@ def append(
     added = report.images - before[0]
     there = new.known_rows if isinstance(new, ArrowSource) else len(images) - len(new)
     notes = [f"added      {plural(added, unit)}; {plural(there, unit)} had been there already"]
+    if isinstance(new, ArrowSource) and new.unnamed:
+        notes.append(
+            f"{plural(new.unnamed, unit)} without an id counted as new: append cannot tell whether they were there"
+        )
     if added and made not in (here, "mixed"):
         notes.append(
             f"{made} computed the codes before, and {here} the new ones: they differ in a few symbols in 100,000"

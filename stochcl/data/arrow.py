@@ -321,7 +321,7 @@ class ArrowSource(StreamSource):
         self._classes = class_names(self._schema, self._label)
         self._rows = sum(rows_in(path) for path in paths)
         self._known: Sequence[str] = ()
-        self.known_rows, self.step = 0, 1
+        self.known_rows, self.unnamed, self.step = 0, 0, 1
 
     def __len__(self) -> int:
         return self._rows
@@ -352,7 +352,8 @@ class ArrowSource(StreamSource):
     def leave_out(self, names: Sequence[str]) -> None:
         """Skip rows of these names, once per occurrence in ``names``; further rows of a name are read.
 
-        ``known_rows`` counts the skipped rows, once all rows are read.
+        Once all rows are read, ``known_rows`` counts the skipped ones, and ``unnamed`` those that were read because
+        they have no name to be known by.
         """
         self._known = names
 
@@ -360,26 +361,38 @@ class ArrowSource(StreamSource):
         """Return the number of rows; if the files do not state it, all rows are read."""
         return self._rows or sum(len(names) for _, names, _ in self._records(4096))
 
-    def _is_new(self) -> Callable[[int, str], bool]:
-        """Return a predicate, to call for each row in order: whether a row is new and the next ``step``-th."""
-        there, self.known_rows = Counter(self._known), 0
+    def _new_names(self) -> Callable[[int, str | None, str | None], str | None]:
+        """Return a function, to call for each row in order: the row's name, or None if it is left out.
 
-        def is_new(row: int, name: str) -> bool:
+        A row is named by its column, its image's path, or its number, marked if its id is null. A row without a name
+        in a table with names is never one that is known: its number goes on from the known ones.
+        """
+        there, self.known_rows, self.unnamed = Counter(self._known), 0, 0
+        read = free = 0  # rows that are not left out, and the least number to invent
+
+        def new_name(row: int, given: str | None, path: str | None) -> str | None:
+            nonlocal read, free
             if row % self.step:
-                return False
-            if there[name] <= 0:
-                return True
-            there[name] -= 1
-            self.known_rows += 1
-            return False
+                return None
+            name = given or path_or_none(path)
+            if name is None and self.has_names and self._known:
+                free = max(free, len(self._known) + read)
+                while (name := self._numbered(free)) in there:
+                    free += 1
+                self.unnamed, free = self.unnamed + 1, free + 1
+            elif there[name := name or self._numbered(row)] > 0:
+                there[name] -= 1
+                self.known_rows += 1
+                return None
+            read += 1
+            return name
 
-        return is_new
+        return new_name
 
-    def _named(self, row: int, name: str | None, path: str | None = None) -> str:
-        """Return a row's name: from its column, its image's path, or its number, marked if its id is null."""
-        total = max(self._rows, row + 1)
-        number = row_names([row], total)[0]
-        return name or path_or_none(path) or (number if self._name is None or self._is_path else f"row {number}")
+    def _numbered(self, row: int) -> str:
+        """Return the name of a row without one."""
+        number = row_names([row], max(self._rows, row + 1))[0]
+        return number if self._name is None or self._is_path else f"row {number}"
 
     def _records(self, rows: int) -> Iterator[tuple[Any, list[str | None], list[str] | None]]:
         """Yield, some rows at a time, the column, the names and the labels."""
@@ -407,13 +420,13 @@ class ArrowImages(ArrowSource):
     """Image files stored in a column."""
 
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
-        row, is_new = 0, self._is_new()
+        row, new_name = 0, self._new_names()
         for column, names, labels in self._records(min(batch_size, _IMAGES)):
             for i, value in enumerate(column.to_pylist()):
                 file, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-                name = self._named(row, names[i], path)
+                name = new_name(row, names[i], path)
                 row += 1
-                if is_new(row - 1, name):
+                if name is not None:
                     missing = "the row has no bytes of an image, at most the path of one"
                     yield name, missing if file is None else file, None if labels is None else labels[i]
         if not row:
@@ -457,13 +470,14 @@ class ArrowVectors(ArrowSource):
 
     def vectors(self, batch_size: int = _VECTORS) -> Iterator[MatrixBatch]:
         """Iterate over the rows; null ones, and ones of another length or not finite, are failures."""
-        row, start, is_new = 0, 0, self._is_new()
+        row, start, new_name = 0, 0, self._new_names()
         for record in self._records(batch_size):
             column, given, labels = record
-            names = [self._named(row + i, name) for i, name in enumerate(given)]
-            if self._known or self.step > 1:
-                new = [i for i, name in enumerate(names) if is_new(row + i, name)]
-                column, names = column.take(np.array(new, np.int64)), [names[i] for i in new]
+            found = [new_name(row + i, name, None) for i, name in enumerate(given)]
+            names = [name for name in found if name is not None]
+            if len(names) < len(found):
+                new = [i for i, name in enumerate(found) if name is not None]
+                column = column.take(np.array(new, np.int64))
                 labels = None if labels is None else [labels[i] for i in new]
             row += len(given)
             values, reasons = self._values(column)

@@ -83,16 +83,42 @@ def test_append_adds_the_rows_that_are_new(made: Path, tmp_path: Path, kind: str
     """Rows are told apart by their ids, and the result is what compressing all of them gives."""
     codec = stochcl.load(made / "head.safetensors", device="cpu")
     how = {"id_column": "uid", "label_column": "topic"}
+    named = [i for i in range(ROWS) if i != 7]  # a row without an id is never known
     codec.compress(made / "first.parquet", tmp_path / "a.bin", **how)
-    given = made / "rows.parquet" if kind == "file" else table()
+    parquet.write_table(table().take(named), tmp_path / "named.parquet", row_group_size=17)
+    given = tmp_path / "named.parquet" if kind == "file" else table().take(named)
     edit = append(tmp_path / "a.bin", given, codec, **how)
-    assert edit.facts == {"added": 35, "there": 25}
-    assert append(tmp_path / "a.bin", given, codec, **how).facts == {"added": 0, "there": 60}
+    assert edit.facts == {"added": 35, "there": 24}
+    assert append(tmp_path / "a.bin", given, codec, **how).facts == {"added": 0, "there": 59}
     with stochcl.open(tmp_path / "a.bin") as one, stochcl.open(made / "codes.bin") as other:
         assert list(one.names) == list(other.names)
         assert list(one.labels) == list(other.labels)
         assert np.array_equal(one.to_numpy(), other.to_numpy())
         one.verify()
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.parametrize("absent", [None, ""])
+def test_append_adds_rows_without_an_id_under_free_names(made: Path, tmp_path: Path, kind: str, absent: Any) -> None:
+    """A row without an id is new, whatever number it has in its table; its number goes on from the archive's rows."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    ids = [absent if i % 2 else f"id {i}" for i in range(ROWS)]
+    first = [*([absent] * 9), "row 0000011", *ids[10:]]
+    codec.compress(table(slice(0, 10), pa.array(first, pa.string())), tmp_path / "a.bin", id_column="uid")
+    given = table(slice(10, 20), pa.array(ids, pa.string()))
+    if kind == "file":
+        parquet.write_table(given, tmp_path / "more.parquet")
+        given = tmp_path / "more.parquet"
+    edit = append(tmp_path / "a.bin", given, codec, id_column="uid")
+    assert edit.facts == {"added": 10, "there": 0}
+    assert any("5 rows without an id" in note for note in edit.notes)
+    edit = append(tmp_path / "a.bin", given, codec, id_column="uid")
+    assert edit.facts == {"added": 5, "there": 5}
+    with stochcl.open(tmp_path / "a.bin") as archive:
+        assert archive.names[9:14] == ("row 0000011", "id 10", "row 0000012", "id 12", "row 0000013")
+        assert archive.names[18:] == ("id 18", "row 0000019", *(f"row {number:07d}" for number in range(20, 25)))
+        assert len(set(archive.names)) == len(archive)
+        assert np.array_equal(archive.to_numpy()[10:20], codec.encode(VECTORS[10:20]).symbols())
 
 
 def test_append_of_rows_without_ids_takes_those_by_which_a_table_has_grown(made: Path, tmp_path: Path) -> None:
@@ -115,7 +141,7 @@ def test_append_wants_labels_where_there_are_some(made: Path, tmp_path: Path) ->
         append(tmp_path / "a.bin", made / "rows.parquet", codec, id_column="uid", labels=made / "rows.parquet")
     with pytest.raises(UsageError, match="stores no labels"):
         append(tmp_path / "b.bin", made / "rows.parquet", codec, id_column="uid", label_column="topic")
-    assert append(tmp_path / "b.bin", made / "rows.parquet", codec, id_column="uid").facts["added"] == 35
+    assert append(tmp_path / "b.bin", made / "rows.parquet", codec, id_column="uid").facts["added"] == 36
 
 
 def test_several_matrices_are_appended(made: Path, tmp_path: Path) -> None:
