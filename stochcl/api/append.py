@@ -61,7 +61,8 @@ def append(
 
     Rows of a matrix, or of a table without ids, are named by their numbers, so the new rows of a matrix that has
     grown are added. Compress another matrix to a file of its own, and join the two with :func:`merge`. A row whose id
-    is null or empty is always new, under a number that is free.
+    is null or empty is always new, under a number that is free. Without ``id_column``, ids are read from the column
+    that the archive's came from, if they are whole numbers.
 
     Until the end, and after an error, the archive opens as it was. After an interruption, repeating the append
     continues it, with the same result as an undisturbed one. (For a table, nothing is kept.)
@@ -97,6 +98,8 @@ def append(
     with Archive(path) as archive:
         codec = codec_of(path) if codec is None else codec
         images = check_source_fits_model(open_given(source, options, codec.columns or 0), codec)
+        if options.id_column is None:
+            _take_ids(images, archive, path)
         labelled = labels is not None or _labels_come_along(options, images)
         embedder, known = embedder_of(images, options.embedder), Embedder.of(archive.header.embedder)
         check_embedder(escape_name(images.path), embedder, known, escape_name(path))
@@ -154,6 +157,20 @@ def _like(header: Header, codec: CodecBase) -> CodecBase:
     if runtime not in RUNTIMES or (runtime == "torch" and find_spec("torch") is None):
         return codec
     return codec.with_runtime(runtime)
+
+
+def _take_ids(images: Source, archive: Archive, path: Path) -> None:
+    """Name rows by the column that the archive's ids came from; refuse rows without ids if the archive has some."""
+    column, shown = (archive.header.ids or {}).get("column"), escape_name(path)
+    if isinstance(images, ArrowSource) and isinstance(column, str):
+        images.name_by(column, f"which has the ids of {shown}")
+    is_numbered = isinstance(images, MatrixSource) or (isinstance(images, ArrowSource) and not images.has_names)
+    ids = (archive.header.source_kind == ArrowSource.kind and archive.names) or ()
+    if is_numbered and (column or not all(name.isdecimal() for name in ids)):
+        raise UsageError(
+            f"{escape_name(images.path)}: its rows have no ids, and those of {shown} have; name a table's column of "
+            "ids with --id-column, or compress it to a file of its own, and join the two with `stochcl merge`."
+        )
 
 
 def _are_asked(options: CompressOptions) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from stochcl.codes import label_text
 from stochcl.data.array import MatrixBatch, row_names
-from stochcl.data.names import DEFAULTS, SourceOptions, path_name
+from stochcl.data.names import DEFAULTS, IDS, NAMES, SourceOptions, path_name
 from stochcl.data.preprocess import identify
 from stochcl.data.source import StreamSource
 from stochcl.errors import SourceError, SourceNotFound, StochclError, UsageError, require
@@ -257,8 +257,6 @@ _EMBEDDERS = (b"embedder", b"embedding_model")
 _IMAGES = 64  # rows of images read at a time
 _LOOKED = 16  # batches searched for a first value
 _VECTORS = 4096
-NAMES = ("name", "file_name", "filename", "path")
-IDS = ("id", "_id", "__key__", "key", "uuid")
 LABELS = ("label", "labels", "class")
 
 
@@ -295,9 +293,9 @@ def _looks(path: Path | MemoryTable) -> bool:
 class ArrowSource(StreamSource):
     """Rows of Parquet or Arrow files, made by :func:`open_arrow`.
 
-    A row is named by a column ``name``, ``file_name`` or ``path``, else by the image's own path, else by an ``id``,
-    else by its number; an id column that was asked for is used verbatim. It is labelled by a column ``label``,
-    ``labels`` or ``class``, with class names if Hugging Face's features have them.
+    A row is named by a column of ``NAMES``, else by the image's own path, else by a column of ``IDS``, else by its
+    number; an id column that was asked for is used verbatim. It is labelled by a column ``label``, ``labels`` or
+    ``class``, with class names if Hugging Face's features have them.
     """
 
     kind: ClassVar[str] = "arrow"
@@ -343,6 +341,16 @@ class ArrowSource(StreamSource):
 
         kind = None if self._name is None else self._schema.field(self._name).type
         return {"column": str(self._name), "type": str(kind)} if kind and types.is_integer(kind) else None
+
+    def name_by(self, column: str, reason: str) -> None:
+        """Take the names verbatim from this column; ``reason`` says why, if there is none."""
+        if column not in self._schema.names:
+            raise UsageError(
+                f"{escape_name(self.path)}: it has no column {escape_name(column)}, {reason}; name its column of ids "
+                "with --id-column."
+            )
+        if column != self._name:
+            self._name, self._is_path = column, False
 
     @property
     def embedder(self) -> str | None:

@@ -121,6 +121,31 @@ def test_append_adds_rows_without_an_id_under_free_names(made: Path, tmp_path: P
         assert np.array_equal(archive.to_numpy()[10:20], codec.encode(VECTORS[10:20]).symbols())
 
 
+def test_append_reads_ids_from_the_column_of_the_archives(made: Path, tmp_path: Path) -> None:
+    """The archive knows its column of ids, so that no row is added a second time under its number."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    codec.compress(made / "first.parquet", tmp_path / "a.bin", id_column="uid")
+    before = (tmp_path / "a.bin").read_bytes()
+    assert append(tmp_path / "a.bin", table(slice(0, 7)), codec).facts == {"added": 0, "there": 7}
+    numbers = table().rename_columns(["id", "size", "vector", "topic"])
+    for given in (numbers, numbers.drop_columns(["id"]), made / "rows.npy"):
+        with pytest.raises(UsageError, match="id_column"):
+            append(tmp_path / "a.bin", given, codec)
+    assert (tmp_path / "a.bin").read_bytes() == before
+    assert append(tmp_path / "a.bin", numbers.slice(20, 10), codec, id_column="id").facts == {"added": 5, "there": 5}
+
+
+def test_append_refuses_rows_without_ids_beside_ids_of_text(made: Path, tmp_path: Path) -> None:
+    """An archive does not know the column of such ids, but that there was one."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    given = table(ids=pa.array([f"id {i}" for i in range(ROWS)]))
+    codec.compress(given, tmp_path / "a.bin", id_column="uid")
+    for rows in (given, made / "rows.npy"):
+        with pytest.raises(UsageError, match="id_column"):
+            append(tmp_path / "a.bin", rows, codec)
+    assert append(tmp_path / "a.bin", given, codec, id_column="uid").facts["added"] == 0
+
+
 def test_append_of_rows_without_ids_takes_those_by_which_a_table_has_grown(made: Path, tmp_path: Path) -> None:
     """Without ids a row is its number."""
     codec = stochcl.load(made / "head.safetensors", device="cpu")
