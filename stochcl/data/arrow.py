@@ -320,6 +320,8 @@ class ArrowSource(StreamSource):
         self._rows = sum(rows_in(path) for path in paths)
         self._known: Sequence[str] = ()
         self.known_rows, self.unnamed, self.step = 0, 0, 1
+        if not self._rows and not any(len(names) for _, names, _ in self._records(1)):
+            raise SourceError(f"{escape_name(self.path)}: it is empty: it has no rows.")
 
     def __len__(self) -> int:
         return self._rows
@@ -437,10 +439,6 @@ class ArrowImages(ArrowSource):
                 if name is not None:
                     missing = "the row has no bytes of an image, at most the path of one"
                     yield name, missing if file is None else file, None if labels is None else labels[i]
-        if not row:
-            raise SourceError(
-                f"{escape_name(self.path)}: its column {self.column} holds no image; name another with --column."
-            )
 
 
 class ArrowVectors(ArrowSource):

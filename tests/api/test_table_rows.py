@@ -14,7 +14,7 @@ from stochcl.api.evaluate import evaluate_targets
 from stochcl.api.probe_source import evaluate_embeddings
 from stochcl.api.search import search
 from stochcl.data import read_labels
-from stochcl.errors import LabelsError, UsageError
+from stochcl.errors import LabelsError, SourceError, UsageError
 from tests.making import make_head
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
+feather = pytest.importorskip("pyarrow.feather")
 
 ROWS = 60
 RNG = np.random.default_rng(4)
@@ -144,6 +145,22 @@ def test_append_refuses_rows_without_ids_beside_ids_of_text(made: Path, tmp_path
         with pytest.raises(UsageError, match="id_column"):
             append(tmp_path / "a.bin", rows, codec)
     assert append(tmp_path / "a.bin", given, codec, id_column="uid").facts["added"] == 0
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "memory"])
+def test_a_table_without_rows_is_refused(made: Path, tmp_path: Path, kind: str) -> None:
+    """As an empty matrix is."""
+    codec, given = stochcl.load(made / "head.safetensors", device="cpu"), table().slice(0, 0)
+    if kind == "parquet":
+        parquet.write_table(given, tmp_path / "none.parquet")
+    elif kind == "arrow":
+        feather.write_feather(given, tmp_path / "none.arrow")
+    given = given if kind == "memory" else tmp_path / f"none.{kind}"
+    codec.compress(made / "first.parquet", tmp_path / "a.bin", id_column="uid")
+    with pytest.raises(SourceError, match="empty"):
+        append(tmp_path / "a.bin", given, codec)
+    with pytest.raises(SourceError, match="empty"):
+        codec.compress(given, tmp_path / "b.bin")
 
 
 def test_append_of_rows_without_ids_takes_those_by_which_a_table_has_grown(made: Path, tmp_path: Path) -> None:
