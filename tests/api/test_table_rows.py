@@ -70,6 +70,35 @@ def test_whole_numbers_come_back_as_they_were(made: Path, tmp_path: Path) -> Non
         assert pa.table(archive).column("uid").to_pylist() == IDS * 2
 
 
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (("int64", "int16"), "int64"),
+        (("int32", "uint32"), "int64"),
+        (("uint8", "uint8"), "uint8"),
+        (("int64", "uint64"), None),
+        (("int64", "string"), None),
+    ],
+)
+def test_merge_keeps_the_type_that_holds_all_ids(
+    made: Path, tmp_path: Path, kinds: tuple[str, str], expected: str | None
+) -> None:
+    """Or says that they come back as text."""
+    codec, ids = stochcl.load(made / "head.safetensors", device="cpu"), list(range(5)) * 2
+    for name, kind in zip(("a", "b"), kinds, strict=True):
+        given = table(slice(0, 5), pa.array(range(ROWS)).cast(kind))
+        codec.compress(given, tmp_path / f"{name}.bin", id_column="uid")
+    edit = archives.merge([tmp_path / "a.bin", tmp_path / "b.bin"], tmp_path / "c.bin")
+    assert any("text" in note for note in edit.notes) == (expected is None)
+    with stochcl.open(tmp_path / "c.bin") as archive:
+        back = pa.table(archive)
+    assert back.column("name").to_pylist() == [str(i) for i in ids]
+    assert ("uid" in back.column_names) == (expected is not None)
+    if expected is not None:
+        assert back.column("uid").to_pylist() == ids
+        assert str(back.schema.field("uid").type) == expected
+
+
 def test_ids_of_lists_become_text(made: Path, tmp_path: Path) -> None:
     """An id may be of any type."""
     given = table(ids=pa.array([[i, i + 1] for i in range(ROWS)]))
