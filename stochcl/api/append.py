@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stochcl.api.codec import codec_of
 from stochcl.api.compress import (
     CompressOptions,
@@ -33,6 +35,7 @@ from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
 from stochcl.compress.header import Embedder, check_embedder
+from stochcl.compress.rows import ids_of
 from stochcl.data import ImageSource, LabelTable, MatrixSource, SubsetSource, missing_from, read_labels
 from stochcl.data.arrow import ArrowSource
 from stochcl.encoders.engine import RUNTIMES
@@ -130,10 +133,7 @@ def append(
     added = report.images - before[0]
     there = new.known_rows if isinstance(new, ArrowSource) else len(images) - len(new)
     notes = [f"added      {plural(added, unit)}; {plural(there, unit)} had been there already"]
-    if isinstance(new, ArrowSource) and new.unnamed:
-        notes.append(
-            f"{plural(new.unnamed, unit)} without an id counted as new: append cannot tell whether they were there"
-        )
+    notes += _id_notes(new, archive.header, unit) if isinstance(new, ArrowSource) and added else []
     if added and made not in (here, "mixed"):
         notes.append(
             f"{made} computed the codes before, and {here} the new ones: they differ in a few symbols in 100,000"
@@ -143,6 +143,19 @@ def append(
     notes += [line.removeprefix("warning: ") for line in warnings]
     report = replace(report, drift=encoded.drift.to_json() if encoded.drift is not None and added else None)
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
+
+
+def _id_notes(new: ArrowSource, header: Header, unit: str) -> list[str]:
+    """Say which ids of the added rows were absent, or may not fit the archive's type."""
+    notes, held = [], ids_of(header)
+    if new.unnamed:
+        notes.append(
+            f"{plural(new.unnamed, unit)} without an id counted as new: append cannot tell whether they were there"
+        )
+    kind = "text" if new.ids is None else new.ids["type"]
+    if held is not None and (kind == "text" or not np.can_cast(kind, held[1])):
+        notes.append(f"ids of type {kind} that do not fit the archive's {held[1]} come back only as names")
+    return notes
 
 
 def check_local(path: PathLike) -> None:

@@ -165,6 +165,16 @@ def test_append_reads_ids_from_the_column_of_the_archives(made: Path, tmp_path: 
     assert append(tmp_path / "a.bin", numbers.slice(20, 10), codec, id_column="id").facts == {"added": 5, "there": 5}
 
 
+@pytest.mark.parametrize(("kind", "is_told"), [("int8", False), ("int64", True), ("string", True)])
+def test_append_says_that_a_type_of_ids_may_not_fit(made: Path, tmp_path: Path, kind: str, is_told: bool) -> None:
+    """The archive's type stays."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    codec.compress(table(slice(0, 5), pa.array(range(ROWS), pa.int16())), tmp_path / "a.bin", id_column="uid")
+    edit = append(tmp_path / "a.bin", table(slice(0, 9), pa.array(range(ROWS)).cast(kind)), codec)
+    assert edit.facts == {"added": 4, "there": 5}
+    assert any("do not fit" in note for note in edit.notes) == is_told
+
+
 def test_append_refuses_rows_without_ids_beside_ids_of_text(made: Path, tmp_path: Path) -> None:
     """An archive does not know the column of such ids, but that there was one."""
     codec = stochcl.load(made / "head.safetensors", device="cpu")
