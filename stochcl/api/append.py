@@ -35,7 +35,7 @@ from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
 from stochcl.compress.header import Embedder, check_embedder
-from stochcl.compress.rows import ids_of
+from stochcl.compress.ids import ids_of
 from stochcl.data import ImageSource, LabelTable, MatrixSource, SubsetSource, missing_from, read_labels
 from stochcl.data.arrow import ArrowSource
 from stochcl.encoders.engine import RUNTIMES
@@ -153,7 +153,8 @@ def _id_notes(new: ArrowSource, header: Header, unit: str) -> list[str]:
             f"{plural(new.unnamed, unit)} without an id counted as new: append cannot tell whether they were there"
         )
     kind = "text" if new.ids is None else new.ids["type"]
-    if held is not None and (kind == "text" or not np.can_cast(kind, held[1])):
+    integers = "int" in kind and held is not None and "int" in held[1]
+    if held is not None and kind != held[1] and not (integers and np.can_cast(kind, held[1])):
         notes.append(f"ids of type {kind} that do not fit the archive's {held[1]} come back only as names")
     return notes
 

@@ -20,7 +20,7 @@ from stochcl.api.summary import Edit, Report, external_tables_note
 from stochcl.api.target import SAMPLE, Sample, Target, decoded, narrowest, target_note
 from stochcl.compress import Archive, FolderArchive, edit, open_archive
 from stochcl.compress.export import Exported, export
-from stochcl.compress.rows import ids_of
+from stochcl.compress.ids import ids_of
 from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
@@ -286,7 +286,7 @@ def merge(
     notes = tuple(f"warning: {path} is given {n} times, and so are its rows" for path, n in times.items() if n > 1)
     with Archive(output, tables=tables) as archive:
         if archive.header.ids is None and known_ids:
-            notes += ("warning: the ids are not whole numbers of one column everywhere, so they come back as text",)
+            notes += ("warning: the ids are not of one column and type everywhere, so they come back as text",)
         return Edit(Report.of(archive, str(output)), before, {"files": len(paths)}, notes)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.compress.header import Embedder, check_embedder
-from stochcl.compress.rows import ids_of
+from stochcl.compress.ids import ids_of
 from stochcl.compress.segment import RawSegment, StoredSegment, as_version
 from stochcl.compress.writer import Writer
 from stochcl.entropy.model import FITTED, EntropyModel, unpack_model
@@ -164,7 +164,7 @@ def _common_ids(archives: Sequence[Archive]) -> dict[str, str] | None:
         return found[0]
     known = [ids_of(archive.header) for archive in archives if len(archive)]
     columns, kinds = {ids and ids[0] for ids in known}, [ids[1] for ids in known if ids]
-    if len(columns) > 1 or len(kinds) < len(known):
+    if len(columns) > 1 or len(kinds) < len(known) or not all("int" in kind for kind in kinds):
         return None
     kind = np.result_type(*kinds)  # no integer type holds those of int64 and uint64
     return {"column": str(columns.pop()), "type": kind.name} if kind.kind in "iu" else None

@@ -10,6 +10,7 @@ import numpy as np
 from stochcl.codes import Codes, folder_label, symbol_dtype
 from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
 from stochcl.compress.header import EMBEDDER_KEY, Embedder
+from stochcl.compress.ids import id_type, id_values, ids_of
 from stochcl.errors import LabelsError, NameNotFound, UsageError, require
 from stochcl.lazy import cached_property
 from stochcl.messages import Progress, escape_name, silent
@@ -349,29 +350,6 @@ def indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
     return np.where(index < 0, index + count, index)
 
 
-_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-_OURS = ("name", "label", "uncertainty", "symbols", "vector")
-
-
-def ids_of(header: Header) -> tuple[str, str] | None:
-    """Return the column that whole-number names came from and its type, or None."""
-    column, kind = ((header.ids or {}).get(key) for key in ("column", "type"))
-    return (column, kind) if kind in _INTEGERS and isinstance(column, str) and column not in _OURS else None
-
-
-def id_values(names: Sequence[str], kind: str) -> list[int | None]:
-    """Return the whole numbers that names stand for, or None for other names.
-
-    Examples
-    --------
-    >>> id_values(["7", "row 8", "300"], "uint8")
-    [7, None, None]
-    """
-    bounds = np.iinfo(kind)
-    found = [int(name) if name.removeprefix("-").isdecimal() else None for name in names]
-    return [None if value is None or not bounds.min <= value <= bounds.max else value for value in found]
-
-
 class DecodedRows:
     """The columns of an archive for export, decoded ``rows`` rows at a time."""
 
@@ -427,7 +405,7 @@ class DecodedRows:
         alphabet = {ARROW_ALPHABET: str(header.alphabet)}
         fields = [pa.field("name", pa.string()), pa.field("label", pa.string())]
         if self.ids is not None:
-            fields.insert(1, pa.field(self.ids[0], pa.type_for_alias(self.ids[1])))
+            fields.insert(1, pa.field(self.ids[0], id_type(self.ids[1])))
         if self.uncertainty is not None:
             fields.append(pa.field("uncertainty", pa.float32()))
         if self.symbols:

@@ -338,11 +338,9 @@ class ArrowSource(StreamSource):
 
     @property
     def ids(self) -> dict[str, str] | None:
-        """The column of names and its type, if it holds whole numbers."""
-        from pyarrow import types
-
+        """The column of names and its Arrow type, if there is one."""
         kind = None if self._name is None else self._schema.field(self._name).type
-        return {"column": str(self._name), "type": str(kind)} if kind and types.is_integer(kind) else None
+        return None if kind is None else {"column": str(self._name), "type": str(kind)}
 
     def name_by(self, column: str, reason: str) -> None:
         """Take the names verbatim from this column; ``reason`` says why, if there is none."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -175,15 +178,39 @@ def test_append_says_that_a_type_of_ids_may_not_fit(made: Path, tmp_path: Path, 
     assert any("do not fit" in note for note in edit.notes) == is_told
 
 
-def test_append_refuses_rows_without_ids_beside_ids_of_text(made: Path, tmp_path: Path) -> None:
-    """An archive does not know the column of such ids, but that there was one."""
+def test_append_finds_the_column_of_ids_of_text_and_refuses_rows_without_ids(made: Path, tmp_path: Path) -> None:
+    """The archive knows the column of such ids, too."""
     codec = stochcl.load(made / "head.safetensors", device="cpu")
     given = table(ids=pa.array([f"id {i}" for i in range(ROWS)]))
     codec.compress(given, tmp_path / "a.bin", id_column="uid")
-    for rows in (given, made / "rows.npy"):
-        with pytest.raises(UsageError, match="id_column"):
-            append(tmp_path / "a.bin", rows, codec)
-    assert append(tmp_path / "a.bin", given, codec, id_column="uid").facts["added"] == 0
+    assert append(tmp_path / "a.bin", given, codec).facts == {"added": 0, "there": ROWS}
+    with pytest.raises(UsageError, match="id_column"):
+        append(tmp_path / "a.bin", made / "rows.npy", codec)
+
+
+TYPED = {
+    "date": (pa.date32(), date(2026, 11, 29)), "day": (pa.date64(), date(2026, 11, 29)),
+    "time": (pa.timestamp("us"), datetime(2026, 11, 29, 23, 59, 1, 250)),
+    "zone": (pa.timestamp("ms", tz="UTC"), datetime(2026, 11, 29, 23, 59, 1, 250_000, tzinfo=UTC)),
+    "decimal": (pa.decimal128(10, 2), Decimal("-12.30")), "bool": (pa.bool_(), False), "double": (pa.float64(), 0.1),
+    "float": (pa.float32(), 0.25), "hash": (pa.binary(16), bytes(range(16))), "uuid": (pa.uuid(), UUID(int=7)),
+    "uint64": (pa.uint64(), 2**64 - 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TYPED)
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_ids_come_back_in_their_type(made: Path, tmp_path: Path, kind: str, ending: str) -> None:
+    """A column of any type but text has its name, type, values and nulls; text comes back as names."""
+    arrow_type, value = TYPED[kind]
+    ids = pa.array([value, None, *[value] * (ROWS - 2)], arrow_type)
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    codec.compress(table(ids=ids), tmp_path / "a.bin", id_column="uid")
+    archives.decompress(tmp_path / "a.bin", tmp_path / f"out.{ending}")
+    reader = parquet if ending == "parquet" else feather
+    back = reader.read_table(tmp_path / f"out.{ending}")["uid"].combine_chunks()
+    assert back.type == (pa.date32() if (ending, kind) == ("parquet", "day") else arrow_type)  # as Parquet has it
+    assert back.to_pylist() == ids.to_pylist()
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "memory"])
