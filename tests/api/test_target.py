@@ -92,8 +92,9 @@ def test_compress_and_transcode_keep_a_quality(folder: Path, tmp_path: Path) -> 
         archives.transcode(tmp_path / "whole.bin", tmp_path / "d.bin", target="recall@10 0.5", latents=8)
     with pytest.raises(UsageError, match="contradict"):
         codec.compress(folder / "rows.npy", tmp_path / "d.bin", target="recall@10 0.5", rate=8)
-    with pytest.raises(UsageError, match="labels"):
+    with pytest.raises(UsageError, match="labels") as refused:
         codec.compress(folder / "rows.npy", tmp_path / "d.bin", target="accuracy -1")
+    assert "--labels" not in str(refused.value)  # which compressing lacks
 
 
 def test_an_estimate_is_what_it_comes_to(folder: Path, tmp_path: Path) -> None:
