@@ -143,7 +143,8 @@ def test_a_command_without_its_extra_says_what_to_install(arguments, package, ex
         csv.write_text(
             "name,label\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(opened.names)), errors="replace"
         )
-    places = dict(images=images, matrix=matrix[0], head=matrix[1], archive=archive, table=table, csv=csv)
+    files = {"matrix": matrix[0], "head": matrix[1], "table": table, "csv": csv}
+    places = {"images": images, "archive": archive, **files}
     given = [a.format(**places) if "{" in a or "." not in a else tmp_path / a for a in arguments]
     done = cli(*given)
     assert done.returncode == 2, done.stderr

@@ -161,8 +161,8 @@ def narrowest(sample: Sample, target: Target, rungs: Sequence[int], shown: str) 
         reference = sample.score(target, sample.vectors)
     except LabelsError as exc:
         raise UsageError(
-            f"{shown}: --target accuracy needs rows of at least two labels, and these have none or one; label them, or "
-            "ask for 'recall@10 0.9'."
+            f"{shown}: --target accuracy needs rows of at least two labels, and these have none or one; label "
+            "them, or ask for 'recall@10 0.9'."
         ) from exc
     goal, found = target.goal(reference), dict[int, float]()
     for latents in sorted(rungs):

@@ -136,7 +136,7 @@ def predict(
     line = (
         f"{found['output']}: {', '.join(t['target'] for t in found['targets'])} of {plural(found['images'], 'row')}"
     )
-    show(found, [line], as_json=as_json)
+    show(found, [line, *(f"  note: {note}" for note in found["notes"])], as_json=as_json)
 
 
 @opt.command()
