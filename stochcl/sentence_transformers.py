@@ -8,6 +8,7 @@ import numpy as np
 
 from stochcl.api.codec import Codec
 from stochcl.errors import UsageError, require
+from stochcl.messages import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,8 +55,13 @@ class Coder:
         ``options`` go to the model's own ``encode``: ``batch_size``, ``prompt``, ``normalize_embeddings``...
         """
         given = [sentences] if isinstance(sentences, str) else list(sentences)
-        vectors = self.model.encode(given, **options | {"convert_to_numpy": True})
-        return self.codec.encode(np.asarray(vectors, np.float32), latents=latents, uncertainty=False)
+        vectors = np.asarray(self.model.encode(given, **options | {"convert_to_numpy": True}), np.float32)
+        if len(vectors) != len(given):
+            raise UsageError(
+                f"the model returned {plural(len(vectors), 'vector')} for {plural(len(given), 'sentence')}; a Coder "
+                "needs one of each."
+            )
+        return self.codec.encode(vectors, latents=latents, uncertainty=False)
 
     def decode(self, codes: Codes) -> NDArray[np.float32]:
         """Return the decoded embeddings of codes, shape (N, V)."""

@@ -121,11 +121,30 @@ def test_commands_run_without_extras(images, tmp_path):
         (["compress", "{images}", "-o", "c.bin", "--precision", "bf16"], "torch", "train"),
         (["report", "{archive}", "-o", "r.html"], "jinja2", "plots"),
         (["benchmark", "rate-accuracy", "digits", "-o", "results"], "torch", "train"),
+        (["evaluate", "{table}", "-m", "{head}"], "pyarrow", "arrow"),
+        (["evaluate", "{archive}", "--labels", "{table}"], "pyarrow", "arrow"),
+        (["evaluate", "{archive}", "--groups", "{table}"], "pyarrow", "arrow"),
+        (
+            ["evaluate", "{archive}", "--test", "{archive}", "--labels", "{csv}", "--test-labels", "{table}"],
+            "pyarrow",
+            "arrow",
+        ),
+        (["select", "{archive}", "--labels", "{table}", "--latents", "4", "-o", "s.json"], "pyarrow", "arrow"),
+        (["uncertainty", "{archive}", "--labels", "{table}"], "pyarrow", "arrow"),
+        (["decompress", "{archive}", "--labels", "{table}", "-o", "o.npz"], "pyarrow", "arrow"),
+        (["transcode", "{archive}", "--labels", "{table}", "-o", "t.bin"], "pyarrow", "arrow"),
     ],
 )
 def test_a_command_without_its_extra_says_what_to_install(arguments, package, extra, images, matrix, tmp_path):
     archive = Path(__file__).parent / "golden" / "binary.bin"
-    places = {"images": images, "matrix": matrix[0], "archive": archive}
+    table, csv = tmp_path / "labels.parquet", tmp_path / "labels.csv"
+    table.write_bytes(b"PAR1 and no more")
+    with stochcl.open(archive) as opened:
+        csv.write_text(
+            "name,label\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(opened.names)), errors="replace"
+        )
+    files = {"matrix": matrix[0], "head": matrix[1], "table": table, "csv": csv}
+    places = {"images": images, "archive": archive, **files}
     given = [a.format(**places) if "{" in a or "." not in a else tmp_path / a for a in arguments]
     done = cli(*given)
     assert done.returncode == 2, done.stderr

@@ -52,6 +52,10 @@ def test_codes_go_into_an_archive(head, tmp_path):
 def test_what_is_refused(head, model, monkeypatch):
     with pytest.raises(UsageError, match="takes images"):
         Coder(Lengths(), model)
+    coder = Coder(Lengths(), head)
+    monkeypatch.setattr(coder.model, "encode", lambda sentences, **options: np.zeros((3, WIDTH), np.float32))
+    with pytest.raises(UsageError, match="3 vectors for 2 sentences"):
+        coder.encode(["a", "b"])
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MissingExtraError, match=r"stochcl\[sentence-transformers\]"):
         Coder("all-MiniLM-L6-v2", head)

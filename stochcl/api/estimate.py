@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from stochcl.compress.columns import pack_labels
 from stochcl.data import ArrowVectors, MatrixSource
 from stochcl.data.array import row_names
 from stochcl.data.arrow import ArrowSource
+from stochcl.downstream.metrics import wilson
 from stochcl.errors import LabelsError, TrainingError, UsageError
 from stochcl.framing import VERSION, pack_texts
 from stochcl.messages import Progress, duration, escape_name, plural, silent
@@ -31,17 +33,22 @@ _RUNGS = (8, 16, 32, 64, 128, 256, 512, 1024)
 _FITTED = 0.6  # share of a sample of embeddings that a model is trained on if none is given; the rest is scored
 _LEAST_ROWS = 100
 _FLOAT = 4
+_ACCURACY = "   accuracy (95 % interval)"
 _BLOCK = 1 / 600  # overhead of blocks and their checksums, relative to the codes
 
 
 @dataclass(frozen=True)
 class Rung:
-    """The estimate for codes of the first ``latents`` latents; qualities are on held-out rows."""
+    """The estimate for codes of the first ``latents`` latents; qualities are on held-out rows.
+
+    ``interval`` is the 95 % interval of the accuracy.
+    """
 
     latents: int
     bits: float
     bytes: int
     accuracy: float | None
+    interval: tuple[float, float] | None
     recall: float | None
 
 
@@ -57,9 +64,10 @@ class Estimate:
         Rows of the source, and of the sample.
     model : str
     floats : int
-        Bytes of the vectors behind the codes, as float32.
-    accuracy : float, optional
-        Of a linear probe on those vectors, if there are labels.
+        Bytes of the vectors that codes decode to approximately, as float32. For images these are fewer numbers than
+        the network's features.
+    accuracy, interval : optional
+        Of a linear probe on those vectors, if there are labels, and its 95 % interval.
     seconds : float
         Estimated time for reading and encoding all rows here.
     training : float, optional
@@ -74,6 +82,7 @@ class Estimate:
     model: str
     floats: int
     accuracy: float | None
+    interval: tuple[float, float] | None
     seconds: float
     training: float | None
     rungs: tuple[Rung, ...]
@@ -90,16 +99,21 @@ class Estimate:
         head = [
             f"{escape_name(self.path)}: {plural(self.rows, unit)}, {self.looked_at:,} looked at; nothing is written",
             f"  model {escape_name(self.model)}{made}; to encode all {unit}s takes about {duration(self.seconds)}",
-            f"  {'latents':>9} {f'bits per {unit}':>15} {'bytes':>15}{'   accuracy' if labelled else ''}  recall@10",
+            f"  {'latents':>9} {f'bits per {unit}':>15} {'bytes':>15}{_ACCURACY if labelled else ''}  recall@10",
         ]
 
-        def line(first: str, bits: float, size: int, accuracy: float | None, recall: float | None) -> str:
-            score = f"{accuracy:>11.1%}" if accuracy is not None else " " * 11 * labelled
+        def line(first: str, bits: float, size: int, of: Rung | Estimate, recall: float | None) -> str:
+            score = " " * len(_ACCURACY) * labelled
+            if of.accuracy is not None and of.interval is not None:
+                low, high = (100 * bound for bound in of.interval)
+                score = f"{f'{of.accuracy:.1%} ({low:.1f} to {high:.1f})':>{len(_ACCURACY)}}"
             return f"  {first:>9} {bits:>15,.1f} {size:>15,}{score}{recall or 0:>11.2f}"
 
-        body = [line(f"{rung.latents:,}", rung.bits, rung.bytes, rung.accuracy, rung.recall) for rung in self.rungs]
-        width = 8 * self.floats / max(1, self.rows)
-        return [*head, *body, line("float32", width, self.floats, self.accuracy, 1.0)]
+        body = [line(f"{rung.latents:,}", rung.bits, rung.bytes, rung, rung.recall) for rung in self.rungs]
+        width = 8 * self.floats // max(1, self.rows)
+        whole = line("vectors", width, self.floats, self, 1.0)
+        note = f"  vectors: the {width // (8 * _FLOAT):,} float32 numbers that codes stand for, without a code"
+        return [*head, *body, whole, note]
 
 
 def estimate(
@@ -149,23 +163,22 @@ def estimate(
         size = fixed + few.total * (bits * (1 + _BLOCK) + beside) / 8
         rungs.append(Rung(latents, round(bits, 2), round(size), *_qualities(few, vectors)))
         progress(len(rungs), len(widths))
-    reference, _ = _qualities(few, few.vectors)
+    reference, interval, _ = _qualities(few, few.vectors)
     floats = few.total * few.vectors.shape[1] * _FLOAT
     return Estimate(
         str(opened.path), sources.unit_of(opened), few.total, len(few.vectors), codec.model.name, floats, reference,
-        round(few.seconds, 1), training, tuple(rungs),
+        interval, round(few.seconds, 1), training, tuple(rungs),
     )  # fmt: skip
 
 
-def _qualities(few: Sample, vectors: Any) -> tuple[float | None, float | None]:
-    """Return accuracy, if there are labels to learn from, and recall of the ten nearest."""
-    accuracy = None
+def _qualities(few: Sample, vectors: Any) -> tuple[float | None, tuple[float, float] | None, float]:
+    """Return accuracy and its interval, if there are labels to learn from, and recall of the ten nearest."""
+    accuracy = interval = None
     if few.labels is not None:
-        try:
+        with suppress(LabelsError):  # a single class, or one class per row
             accuracy = round(few.score(Target("accuracy", 0), vectors), 4)
-        except LabelsError:  # a single class, or one class per row
-            accuracy = None
-    return accuracy, round(few.score(Target("recall", 0), vectors), 4)
+            interval = wilson(round(accuracy * few.held), few.held)
+    return accuracy, interval, round(few.score(Target("recall", 0), vectors), 4)
 
 
 def _beside(few: Sample, source: Source) -> float:

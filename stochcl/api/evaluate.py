@@ -186,6 +186,7 @@ def read_data(
                 other = ProbeRows.of(unseen, test, used, width, scored, lengths=lengths)
                 if is_same_file(path, test):
                     notes.append("the rows scored on are the training rows, so the score is too high")
+                notes += arithmetic_notes(unseen.header, test, header, path)
                 if asked.latents is None and header.latents != unseen.header.latents:
                     widths = f"{header.latents:,} and {unseen.header.latents:,}"
                     notes.append(f"the archives have {widths} latents; the first {width:,} of both are used")
@@ -200,6 +201,21 @@ def read_data(
             for names in rare.values() if names
         ]  # fmt: skip
     return ProbeData(header, used, width, rows, other, labels, origin, notes)
+
+
+def arithmetic_notes(
+    header: Header, path: PathLike, fitted: Header | downstream.SavedProbe, than: PathLike
+) -> list[str]:
+    """Return a warning if rows were encoded at another precision or by another runtime than those of ``than``."""
+    pairs = (header.precision, fitted.precision), (header.runtime, fitted.runtime)
+    # Old files do not say.
+    differ = [pair for pair in pairs if all(pair) and "mixed" not in pair and len(set(pair)) > 1]
+    if not differ:
+        return []
+    here, there = (escape_name(" ".join(values)) for values in zip(*differ, strict=True))
+    shown, whole = escape_name(path), escape_name(than)
+    note = f"{shown} was encoded by {here}, and the training rows of {whole} by {there}, so their bits differ"
+    return [f"{note}; encode both alike for scores that compare"]
 
 
 def rare_classes(labels: Sequence[str], least: int) -> set[str]:
@@ -421,8 +437,9 @@ def _fit_all(data: ProbeData, asked: EvaluateOptions) -> downstream.SavedProbe:
     )
     selection = None if header.selection is None else tuple(header.selection)[: data.width]
     return downstream.SavedProbe(
-        header.model, header.model_sha256, data.used, data.width, selection, fitted, header.tables_sha256
-    )
+        header.model, header.model_sha256, data.used, data.width, selection, fitted, header.tables_sha256,
+        header.precision, header.runtime,
+    )  # fmt: skip
 
 
 def _check_request(test: PathLike | None, labels: LabelSource, groups: str | None, test_size: float | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stochcl.api.evaluate import rows_of
+from stochcl.api.evaluate import arithmetic_notes, rows_of
 from stochcl.api.source import check_source_fits_model, no_readable_error, read_batches
 from stochcl.api.summary import skipped_json
 from stochcl.compress import Header, open_archive
@@ -75,7 +75,7 @@ def predict(
     return {
         "schema": "stochcl.predict/0", "path": escape_name(path), "probe": escape_name(probe),
         "output": escape_name(output), "images": len(found.columns["name"]), "skipped": skipped_json(found.skipped),
-        "targets": found.targets, "columns": [escape_name(name) for name in found.columns],
+        "notes": found.notes, "targets": found.targets, "columns": [escape_name(name) for name in found.columns],
     }  # fmt: skip
 
 
@@ -84,6 +84,7 @@ class _Predictions:
     columns: dict[str, Any]
     targets: list[dict[str, Any]]
     skipped: tuple[tuple[str, str], ...] = ()
+    notes: Sequence[str] = ()
 
 
 def _ask_probe(path: PathLike, probe: PathLike, tables: Where) -> _Predictions:
@@ -94,6 +95,7 @@ def _ask_probe(path: PathLike, probe: PathLike, tables: Where) -> _Predictions:
         )
     with open_archive(path, tables=tables) as archive:
         _check_suits(archive.header, saved, path, probe)
+        notes = arithmetic_notes(archive.header, path, saved, probe)
         x = rows_of(archive, saved.output, saved.latents)
         names = archive.names or [str(i) for i in range(len(archive))]
     if x.dtype.kind != "f":
@@ -101,7 +103,7 @@ def _ask_probe(path: PathLike, probe: PathLike, tables: Where) -> _Predictions:
     columns: dict[str, Any] = {"name": names}
     for target in saved.targets:
         columns |= _answers(target, x, alone=len(saved.targets) == 1)
-    return _Predictions(columns, [_said(target) for target in saved.targets])
+    return _Predictions(columns, [_said(target) for target in saved.targets], notes=notes)
 
 
 def _classify(path: PathLike, model: PathLike, device: str) -> _Predictions:

@@ -116,6 +116,11 @@ class Sample:
         labels = None if self.labels is None else [self.labels[row] for row in rows.tolist()]
         return replace(self, vectors=self.vectors[rows], labels=labels, decode=lambda width: self.decode(width)[rows])
 
+    @property
+    def held(self) -> int:
+        """The number of labelled rows that probes are scored on."""
+        return round(_HELD * sum(bool(label.strip()) for label in self.labels or ()))
+
     def score(self, target: Target, vectors: Vectors) -> float:
         """Return the quality of decoded vectors, or of the vectors themselves, on held-out rows."""
         return self._recall(vectors, target.neighbours) if target.metric == "recall" else self._accuracy(vectors)
@@ -160,7 +165,10 @@ def narrowest(sample: Sample, target: Target, rungs: Sequence[int], shown: str) 
     try:
         reference = sample.score(target, sample.vectors)
     except LabelsError as exc:
-        raise UsageError(f"{shown}: --target accuracy needs labels ({exc}); ask for 'recall@10 0.9'.") from exc
+        raise UsageError(
+            f"{shown}: --target accuracy needs rows of at least two labels, and these have none or one; label "
+            "them, or ask for 'recall@10 0.9'."
+        ) from exc
     goal, found = target.goal(reference), dict[int, float]()
     for latents in sorted(rungs):
         found[latents] = sample.score(target, sample.decode(latents))
@@ -210,14 +218,16 @@ def sample_of(codec: CodecBase, source: Source, preprocess: Preprocess, *, level
     if not inputs:
         raise UsageError(f"{escape_name(source.path)}: none of the rows that were looked at can be read.")
     # Encode in full batches: a few rows take as long as a batch.
-    rows, before = np.concatenate(inputs), time.monotonic()
+    rows, reading = np.concatenate(inputs), time.monotonic() - started
     size = _ROWS if codec.columns else _BATCH
-    encoded = [codec.encode_prepared(rows[i : i + size], uncertainty=False) for i in range(0, len(rows), size)]
-    reading, encoding = before - started, time.monotonic() - before
-    share = len(rows) / max(1, total)
-    seconds = encoding / share + (
-        reading if isinstance(few, ArrowSource) else reading / share
-    )  # a table is read whole
+    encoded = [codec.encode_prepared(rows[:size], uncertainty=False)]  # loads the network, so it is not timed
+    before = time.monotonic()
+    encoded += [codec.encode_prepared(rows[i : i + size], uncertainty=False) for i in range(size, len(rows), size)]
+    if len(encoded) == 1:
+        codec.encode_prepared(rows, uncertainty=False)
+    encoding = (time.monotonic() - before) / (len(rows) - size if len(encoded) > 1 else len(rows))
+    read_all = isinstance(few, ArrowSource)  # a table is read whole
+    seconds = encoding * total + (reading if read_all else reading * total / len(rows))
     codes = Codes.from_symbols(np.concatenate([one.codes.symbols() for one in encoded]), alphabet=codec.alphabet)
     features = np.concatenate([one.features for one in encoded])
     vectors = rows.astype(np.float32) if codec.columns else np.concatenate([codec.vectors_of(one) for one in encoded])

@@ -65,7 +65,7 @@ def evaluate(
 
     Labels are the first folders of the names (or others, --label-level), or come from a file. Scores are of a
     cross-validation, of a part held out (--test-size), or of another archive (--test). Embeddings (.npy matrices,
-    .parquet or .arrow files) are encoded by the model first.
+    .parquet or .arrow files) are encoded by the model first; images in a table by the default model without -m.
 
     \b
     Example:
@@ -73,12 +73,11 @@ def evaluate(
       stochcl evaluate --train train.bin --test test.bin --estimator svm
       stochcl evaluate vectors.parquet -m head.safetensors --label-column topic
     """
-    from stochcl.api.evaluate import evaluate_targets
-    from stochcl.api.probe_source import are_embeddings, evaluate_embeddings
+    from stochcl.api.probe_source import are_embeddings, evaluate_codes, evaluate_embeddings
 
     paths: Sequence[Path | str] = codes or ([] if train is None else [train])
     check_paths_exist(paths)
-    asked, columns = opt.given(options), {name: options.pop(name) for name in ("vector_column", "id_column")}
+    asked = opt.given(options)
     with progress_bar("probes", rate=False) as bar:
 
         def trained(done: int, total: int) -> None:
@@ -88,10 +87,7 @@ def evaluate(
             results, facts = evaluate_embeddings(paths, model=model, progress=trained, **asked)
         else:
             path = _training_codes(paths[0] if len(paths) == 1 else None, train if codes else None)
-            if named := opt.given(columns):
-                raise click.UsageError(f"--{next(iter(named)).replace('_', '-')}: {path} is not a table; omit it.")
-            tables = resolve_tables(model, path)
-            results, facts = evaluate_targets(path, tables=tables, progress=trained, **opt.given(options))
+            results, facts = evaluate_codes(path, model=model, progress=trained, **asked)
     saved = [f"probe saved in {facts['saved']}"] if "saved" in facts else []
     head = [
         f"{facts['path']}: {facts['input']} of {facts['latents']:,} latents, model {facts['model']}",
@@ -136,7 +132,7 @@ def predict(
     line = (
         f"{found['output']}: {', '.join(t['target'] for t in found['targets'])} of {plural(found['images'], 'row')}"
     )
-    show(found, [line], as_json=as_json)
+    show(found, [line, *(f"  note: {note}" for note in found["notes"])], as_json=as_json)
 
 
 @opt.command()

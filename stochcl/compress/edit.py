@@ -66,6 +66,10 @@ _SAME = {
 }
 """Header fields that must be equal in joined archives, and how an error describes a difference."""
 
+_ADVICE = {
+    "latents": "`stochcl transcode --latents` makes them alike",
+    "precision": "compress both with the same --precision",
+}
 _MODEL = ("model_sha256", "model_latents", "tables_sha256", "alphabet", "feature_dim")
 _PARTS = {"names": "names", "labels": "stored labels", "entropy": "uncertainty"}
 
@@ -106,7 +110,7 @@ def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
         for field, said in _SAME.items():
             if getattr(archive.header, field) != getattr(first, field):
                 kind = ModelMismatch if field in _MODEL else UsageError
-                advice = "; `stochcl transcode --latents` makes them alike" if field == "latents" else ""
+                advice = f"; {_ADVICE[field]}" if field in _ADVICE else ""
                 raise kind(f"{name}: {said} than {names[0]}, so that they do not go into one archive{advice}.")
     known = [(Embedder.of(archive.header.embedder), name) for archive, name in zip(archives, names, strict=True)]
     for embedder, name in known:

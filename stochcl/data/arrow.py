@@ -267,7 +267,7 @@ def open_arrow(
 
     ``takes`` is the model's input: the width of vectors, 0 for images, None if unknown.
     """
-    there = [_looks(path) for path in paths]
+    there = [is_arrow_file(path) for path in paths]
     if not there or not there[0]:
         return None
     if not all(there):
@@ -280,7 +280,8 @@ def open_arrow(
     return kind(paths, column, options)
 
 
-def _looks(path: Path | MemoryTable) -> bool:
+def is_arrow_file(path: Path | MemoryTable) -> bool:
+    """Return whether a path is a Parquet or Arrow file, or a table in memory."""
     if isinstance(path, MemoryTable):
         return True
     try:

@@ -223,10 +223,10 @@ def _are_numbers(names: Sequence[str], rows: int) -> bool:
 
 def _from_table(path: Path) -> ColumnLabels:
     """Read the columns of a table that are not nested."""
+    schema = schema_of(path)
     import pyarrow as pa
     from pyarrow import types
 
-    schema = schema_of(path)
     plain = [field.name for field in schema if not types.is_nested(storage_type(field.type))]
     if not plain:
         raise LabelsError(f"{escape_name(path)}: none of its columns holds texts or numbers, so none can be labels.")

@@ -163,7 +163,8 @@ class SavedProbe:
     """Fitted probes, and the facts that decide which archives they apply to.
 
     ``output`` is the kind of rows, ``symbols`` or ``vectors``; ``selection`` the model's latents in use if they are
-    not the first ones. ``tables_sha256`` names the decoding tables that made the vectors, if known.
+    not the first ones. If known, ``tables_sha256`` names the decoding tables that made the vectors, and ``precision``
+    and ``runtime`` the encoder's arithmetic.
     """
 
     model: str
@@ -173,6 +174,8 @@ class SavedProbe:
     selection: tuple[int, ...] | None
     targets: tuple[Fitted, ...]
     tables_sha256: str | None = None
+    precision: str = ""
+    runtime: str = ""
 
     def save(self, path: PathLike) -> None:
         """Write a ``.skops`` file, replacing an existing one."""
@@ -181,7 +184,8 @@ class SavedProbe:
         content = {
             "schema": SCHEMA, "model": self.model, "model_sha256": self.model_sha256, "input": self.output,
             "latents": self.latents, "selection": None if self.selection is None else list(self.selection),
-            "tables_sha256": self.tables_sha256, "targets": [vars(target) for target in self.targets],
+            "tables_sha256": self.tables_sha256, "precision": self.precision, "runtime": self.runtime,
+            "targets": [vars(target) for target in self.targets],
         }  # fmt: skip
         data = skops.io.dumps(content)
         _check_trusted(data, ", ".join(sorted({target.estimator for target in self.targets})))
@@ -220,9 +224,9 @@ def _checked(content: dict[str, Any]) -> SavedProbe:
     saved = SavedProbe(
         content["model"], content["model_sha256"], content["input"], content["latents"],
         None if selection is None else tuple(selection), tuple(Fitted(**target) for target in content["targets"]),
-        tables,
+        tables, content.get("precision", ""), content.get("runtime", ""),
     )  # fmt: skip
-    texts = saved.model, saved.model_sha256, "" if tables is None else tables
+    texts = saved.model, saved.model_sha256, saved.precision, saved.runtime, "" if tables is None else tables
     if not all(isinstance(text, str) for text in texts) or saved.output not in ("symbols", "vectors"):
         raise ValueError("its model, tables and input are texts")
     if not isinstance(saved.latents, int) or saved.latents < 1 or not saved.targets:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import stochcl
+from stochcl.api.evaluate import evaluate
+from stochcl.api.predict import predict
 from stochcl.errors import StochclError, UsageError
 
 
@@ -46,6 +48,17 @@ def test_codes_of_two_precisions_are_not_merged(codec, fast, images, tmp_path):
     with pytest.raises(StochclError, match="precision"):
         stochcl.merge([tmp_path / "a.bin", tmp_path / "b.bin"], tmp_path / "c.bin")
     assert not (tmp_path / "c.bin").exists()
+
+
+def test_scores_across_two_precisions_come_with_a_note(codec, fast, images, tmp_path):
+    for made, name in ((codec, "a.bin"), (fast, "b.bin")):
+        made.compress(images, tmp_path / name)
+    probe, out = tmp_path / "probe.skops", tmp_path / "out.csv"
+    found, _ = evaluate(tmp_path / "a.bin", test=tmp_path / "b.bin", save=probe)
+    assert sum("bf16" in note and "fp32" in note for note in found.notes) == 1
+    (note,) = predict(tmp_path / "b.bin", probe, out)["notes"]
+    assert "bf16" in note
+    assert not predict(tmp_path / "a.bin", probe, out, force=True)["notes"]
 
 
 def test_an_interrupted_run_is_not_resumed_in_another_precision(codec, fast, images, tmp_path, small_segments):

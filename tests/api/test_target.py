@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import stochcl
 from stochcl.api import archives
 from stochcl.api.estimate import estimate
-from stochcl.api.target import Sample, Target, narrowest
+from stochcl.api.target import Sample, Target, narrowest, sample_of
 from stochcl.api.train import train
+from stochcl.data import open_source
+from stochcl.downstream.metrics import wilson
 from stochcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,8 +95,9 @@ def test_compress_and_transcode_keep_a_quality(folder: Path, tmp_path: Path) -> 
         archives.transcode(tmp_path / "whole.bin", tmp_path / "d.bin", target="recall@10 0.5", latents=8)
     with pytest.raises(UsageError, match="contradict"):
         codec.compress(folder / "rows.npy", tmp_path / "d.bin", target="recall@10 0.5", rate=8)
-    with pytest.raises(UsageError, match="labels"):
+    with pytest.raises(UsageError, match="labels") as refused:
         codec.compress(folder / "rows.npy", tmp_path / "d.bin", target="accuracy -1")
+    assert "--labels" not in str(refused.value)  # which compressing lacks
 
 
 def test_an_estimate_is_what_it_comes_to(folder: Path, tmp_path: Path) -> None:
@@ -112,7 +116,10 @@ def test_an_estimate_is_what_it_comes_to(folder: Path, tmp_path: Path) -> None:
     assert found.accuracy > 0.95
     recalls = [rung.recall for rung in found.rungs]
     assert recalls == sorted(recalls)
-    assert len(found.lines()) == 3 + len(found.rungs) + 1
+    assert len(found.lines()) == 3 + len(found.rungs) + 2
+    low, high = found.rungs[0].interval
+    assert found.rungs[0].interval == pytest.approx(wilson(round(600 * found.rungs[0].accuracy), 600))  # 0.3 of 2,000
+    assert f"({100 * low:.1f} to {100 * high:.1f})" in found.lines()[3]
 
 
 def test_an_estimate_without_a_model_trains_one(folder: Path) -> None:
@@ -121,6 +128,24 @@ def test_an_estimate_without_a_model_trains_one(folder: Path) -> None:
     assert found.accuracy is None
     assert found.rungs[-1].latents == 16
     assert found.looked_at == 800  # two fifths, which the model has not seen
+
+
+def test_the_time_to_load_a_network_is_not_that_of_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch takes 100 s here, and others a second."""
+    codec, clock = stochcl.load(folder / "m.safetensors"), [0.0]
+    encode = codec.encode_prepared
+
+    def timed(*args: Any, **options: Any) -> Any:
+        clock[0] += 1 if clock[0] else 100
+        return encode(*args, **options)
+
+    monkeypatch.setattr(codec, "encode_prepared", timed)
+    monkeypatch.setattr("stochcl.api.target.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for batch in (4096, 500):  # one, and four
+        monkeypatch.setattr("stochcl.api.target._ROWS", batch)
+        clock[0] = 0.0
+        few = sample_of(codec, open_source(folder / "rows.npy"), codec.preprocess)
+        assert few.seconds == pytest.approx(2000 / min(batch, 2000))
 
 
 def test_an_estimate_of_images(images: Path, model: Path) -> None:

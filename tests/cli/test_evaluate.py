@@ -3,10 +3,12 @@
 import json
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 
 import stochcl
 from stochcl.downstream import ESTIMATORS
+from tests.making import make_head
 
 
 def scored(run, *arguments):
@@ -247,3 +249,58 @@ def test_a_class_of_a_single_image_and_images_without_a_row_are_left_out_and_sai
     assert "classes has 15 rows" in refused("evaluate", codes, "--labels", labels, "--min-class", "15")
     labels.write_text("name,label\nother.png,x\n", "utf-8")
     assert "have no row here" in refused("evaluate", codes, "--labels", labels)
+
+
+@pytest.fixture
+def embeddings(tmp_path):
+    """A table of two columns of vectors and a topic, and models of the first width and of both."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rng = np.random.default_rng(5)
+    kinds = rng.integers(0, 3, 60)
+    vectors = (4 * rng.normal(size=(3, 12))[kinds] + rng.normal(size=(60, 12))).astype(np.float32)
+    columns = {"emb": list(vectors), "emb2": list(vectors[:, :8]), "topic": [f"t{kind}" for kind in kinds]}
+    parquet.write_table(pa.table(columns), tmp_path / "two.parquet")
+    parquet.write_table(pa.table(columns | {"emb2": list(vectors + 1)}), tmp_path / "alike.parquet")
+    return tmp_path, make_head(tmp_path / "head.safetensors", vectors)
+
+
+def test_the_column_of_vectors_is_named_or_the_one_that_fits(run, refused, embeddings):
+    folder, head = embeddings
+    options = ["-m", head, "--label-column", "topic", "--folds", "2"]
+    found = scored(run, folder / "two.parquet", *options)
+    assert found == scored(run, folder / "two.parquet", "--vector-column", "emb", *options) | {
+        "seconds": found["seconds"]
+    }
+    assert found["score"] > 0.8
+    said = refused("evaluate", folder / "alike.parquet", *options, code=2)
+    assert "--vector-column" in said
+    assert scored(run, folder / "alike.parquet", "--vector-column", "emb", *options)["score"] == found["score"]
+    assert "--vector-column" in refused(
+        "evaluate", folder / "two.parquet", "--vector-column", "nope", *options, code=2
+    )
+
+
+def test_codes_are_scored_on_embeddings(run, refused, embeddings):
+    """The model is found by the archive's hash, and the width is the archive's."""
+    folder, head = embeddings
+    how = ["--label-column", "topic", "--column", "emb"]
+    run("compress", folder / "two.parquet", "-m", head, "-o", folder / "tr.bin", *how, "--latents", "8")
+    for model in ([], ["-m", head]):
+        options = ["--test", folder / "two.parquet", "--label-column", "topic", *model]
+        found = scored(run, "--train", folder / "tr.bin", *options)
+        assert (found["n_test"], found["latents"]) == (60, 8)
+        assert found["score"] > 0.8
+        assert "notes" not in found
+    head.rename(folder / "away")
+    assert "-m" in refused("evaluate", folder / "tr.bin", "--test", folder / "two.parquet", code=2)
+    assert "not a table" in refused("evaluate", folder / "tr.bin", "--vector-column", "emb", code=2)
+
+
+def test_images_in_a_table_need_no_model(run, images, tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    paths = sorted(images.rglob("*.*g"))[::3]
+    given = {"image": [path.read_bytes() for path in paths], "label": [path.parent.name for path in paths]}
+    parquet.write_table(pa.table(given), tmp_path / "img.parquet")
+    found = scored(run, tmp_path / "img.parquet", "--folds", "2")
+    assert found["images"] == len(paths)
+    assert found["model"] == stochcl.load(device="cpu").model.name

@@ -170,7 +170,7 @@ def test_an_archive_that_was_appended_to_is_whole_again(tmp_path):
     ("change", "error", "said"),
     [
         ({"model_sha256": "cd" * 32}, ModelMismatch, "it was made by another model than a.bin"),
-        ({"precision": "bf16"}, UsageError, "its encoder ran at another precision"),
+        ({"precision": "bf16"}, UsageError, "its encoder ran at another precision.*with the same"),
         ({"preprocess": {"size": 8, "fit": "pad"}}, UsageError, "its images were prepared in another way"),
         ({"latents": 3}, UsageError, "it has another number of latents than a.bin, .*transcode --latents"),
         ({"selection": (0, 1, 2, 3, 4, 5)}, UsageError, "it has other latents of the model"),
