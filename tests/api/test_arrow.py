@@ -10,6 +10,9 @@ from pyarrow import ipc, parquet
 
 import stochcl
 from stochcl.api import archives
+from stochcl.api.estimate import estimate
+from stochcl.api.search import search
+from stochcl.api.train import train
 from stochcl.data import ArrowImages, ArrowVectors, SourceOptions, open_arrow, open_source
 from stochcl.errors import ImageError, MissingExtraError, SourceError, UsageError
 from tests.making import make_head
@@ -221,6 +224,51 @@ def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_pat
         codec.compress(photos, tmp_path / "a.bin", resume=True)
     with pytest.raises(SourceError, match="read once"):
         open_source(photos)  # as training does
+
+
+@pytest.mark.parametrize("ending", ["parquet", "feather", "arrow"])
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 12), pa.binary()])
+def test_an_empty_table_is_said_to_be_empty(head, codec, tmp_path, ending, kind):
+    table = pa.table({"v": pa.array([], kind), "id": pa.array([], pa.int64())})
+    path, fits = write(tmp_path / f"zero.{ending}", table), codec if kind == pa.binary() else head
+    for given in (path, [path, path], table):
+        with pytest.raises(SourceError, match="empty"):
+            fits.compress(given, tmp_path / "a.bin")
+    with pytest.raises(SourceError, match="empty"):
+        estimate(path)
+    if kind != pa.binary():
+        np.save(tmp_path / "v.npy", np.eye(12, dtype=np.float32))
+        head.compress(tmp_path / "v.npy", tmp_path / "v.bin")
+        with pytest.raises(SourceError, match="empty"):
+            search(tmp_path / "v.bin", [path])
+        with pytest.raises(SourceError, match="empty"):
+            train([path], tmp_path / "m.safetensors", rate=64)
+        full = write(tmp_path / f"full.{ending}", pa.table({"v": pa.array([[1.0] * 12], kind), "id": [1]}))
+        assert head.compress([path, full], tmp_path / "b.bin").images == 1
+
+
+ROWS = pa.array([[1.0] * 12] * 3)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        (pa.table({"w": ROWS, "id": [1, 2, 3], "label": ["a", "b", "c"]}), "no column 'v'"),
+        (pa.table({"v": ROWS, "label": ["a", "b", "c"]}), "no column 'id'"),
+        (pa.table({"v": ROWS, "id": [1, 2, 3]}), "no column 'label'"),
+        (pa.table({"v": ROWS, "id": ["1", "2", "3"], "label": ["a", "b", "c"]}), "'id' holds string"),
+        (pa.table({"v": [b"a", b"b", b"c"], "id": [1, 2, 3], "label": ["a", "b", "c"]}), "'v' holds binary"),
+        (pa.table({"v": ROWS.cast(pa.list_(pa.float32())), "id": [1, 2, 3], "label": ["a"] * 3}), "list<.*float>"),
+        (pa.table({"v": [[1.0] * 8] * 3, "id": [1, 2, 3], "label": ["a", "b", "c"]}), "rows of 8 numbers"),
+    ],
+)
+def test_files_of_another_kind_are_noticed_before_any_work(head, tmp_path, ending, other, word):
+    first = write(tmp_path / f"a.{ending}", pa.table({"v": ROWS, "id": [1, 2, 3], "label": ["a", "b", "c"]}))
+    second = write(tmp_path / f"b.{ending}", other)
+    with pytest.raises(SourceError, match=rf"^{second}: .*{word}"):
+        head.compress([first, first, second], tmp_path / "out.bin")
+    assert sorted(tmp_path.iterdir()) == [first, second]
 
 
 def test_to_a_rate(files, codec, tmp_path):
