@@ -336,6 +336,10 @@ class ArrowSource(StreamSource):
         for path in paths[1:]:
             self._check_like_first(path)
         self._rows = sum(rows_in(path) for path in paths)
+        self.columns = column, self._name, self._label
+        self.read_once = any(isinstance(path, MemoryTable) for path in paths)
+        found = [] if self.read_once else list(map(os.stat, paths))
+        self.files = [[status.st_size, status.st_mtime_ns] for status in found]
         self._known: Sequence[str] = ()
         self.known_rows, self.step = 0, 1
 
@@ -416,13 +420,18 @@ class ArrowSource(StreamSource):
         number = row_names([row], total)[0]
         return name or path_or_none(path) or (number if self._name is None or self._is_path else f"row {number}")
 
-    def _records(self, rows: int) -> Iterator[tuple[Any, list[str | None], list[str] | None]]:
-        """Yield, some rows at a time, the column, the names and the labels."""
-        wanted = [name for name in (self.column, self._name, self._label) if name is not None]
+    def _records(self, rows: int, start: int = 0) -> Iterator[tuple[Any, list[str | None], list[str] | None]]:
+        """Yield, some rows at a time from row ``start`` on, the column, the names and the labels."""
+        wanted = [name for name in self.columns if name is not None]
         for path in self.paths:
+            if start and start >= (known := rows_in(path)) > 0:
+                start -= known
+                continue
             with explained(path):
-                for batch in record_batches(path, list(dict.fromkeys(wanted)), rows):
-                    yield stored(batch.column(self.column)), self._given(batch), self._labels(batch)
+                for whole in record_batches(path, list(dict.fromkeys(wanted)), rows):
+                    batch, start = whole.slice(min(start, len(whole))), max(0, start - len(whole))
+                    if len(batch):
+                        yield stored(batch.column(self.column)), self._given(batch), self._labels(batch)
 
     def _given(self, batch: Any) -> list[str | None]:
         """Return each row's value in the column of names: normalised paths, or ids verbatim."""
@@ -497,10 +506,10 @@ class ArrowVectors(ArrowSource):
             out[places[chosen]] = batch.vectors[chosen]
         return out
 
-    def vectors(self, batch_size: int = _VECTORS) -> Iterator[MatrixBatch]:
+    def vectors(self, batch_size: int = _VECTORS, start: int = 0) -> Iterator[MatrixBatch]:
         """Iterate over the rows; null ones, and ones of another length or not finite, are failures."""
-        row, start, is_new = 0, 0, self._is_new()
-        for record in self._records(batch_size):
+        row, is_new = start, self._is_new()
+        for record in self._records(batch_size, start):
             column, given, labels = record
             names = [self._named(row + i, name) for i, name in enumerate(given)]
             if self._known or self.step > 1:

@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_pat
     with pytest.raises(SourceError, match="cannot be read as Parquet"):
         codec.compress(cut, tmp_path / "a.bin")
     with pytest.raises(UsageError, match="resume=True"):
-        codec.compress(photos, tmp_path / "a.bin", resume=True)
+        codec.compress(image_table(files[:3]), tmp_path / "a.bin", resume=True)
     with pytest.raises(SourceError, match="read once"):
         open_source(photos)  # as training does
 
@@ -283,7 +283,73 @@ def test_damage_inside_gives_what_came_before(files, codec, tmp_path):
     path.write_bytes(path.read_bytes()[: -len(files[-1][1]) * 2])
     with pytest.raises(SourceError, match="cannot be read as Parquet or Arrow") as caught:
         codec.compress(path, tmp_path / "a.bin", batch_size=9)
-    assert "are kept" in "".join(caught.value.__notes__)
+    assert "images, is kept" in "".join(caught.value.__notes__)
+
+
+def interrupted(codec, given, path, at, **options):
+    """Compress and stop after so many rows; return what is said."""
+
+    def stop(done, total):
+        if done >= at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        codec.compress(given, path, progress=stop, **options)
+    return "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "feather", "arrow"])
+@pytest.mark.parametrize("at", [10, 25, 45])
+def test_vectors_are_resumed_to_the_same_bytes(head, tmp_path, rng, ending, at, small_segments, monkeypatch):
+    small_segments(10)
+    monkeypatch.setattr("stochcl.api.source._MATRIX_ROWS", 5)
+    rows = [None if i in (3, 31) else row for i, row in enumerate(rng.normal(size=(54, 12)).tolist())]
+    table = pa.table({"v": pa.array(rows, pa.list_(pa.float32())), "id": range(54), "label": ["a", "b"] * 27})
+    paths = [write(tmp_path / f"{i}.{ending}", table.slice(18 * i, 18)) for i in range(3)]
+    out, whole = tmp_path / "a.bin", tmp_path / "whole.bin"
+    assert "rows, is kept" in (said := interrupted(head, paths, out, at))
+    assert "resume=True" in said
+    told = []
+    head.compress(paths, out, resume=True, progress=lambda done, total: told.append(done))
+    assert told[0] >= at - 10
+    head.compress(paths, whole)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"rate": 30}])
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_images_are_resumed_to_the_same_bytes(files, codec, tmp_path, ending, options, small_segments):
+    small_segments(10)
+    path, out, whole = write(tmp_path / f"a.{ending}", image_table(files)), tmp_path / "a.bin", tmp_path / "whole.bin"
+    assert "images, is kept" in interrupted(codec, path, out, 25, batch_size=5, **options)
+    report = codec.compress(path, out, resume=True, batch_size=5, **options)
+    assert report.encoded < 42
+    codec.compress(path, whole, **options)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_another_file_or_column_is_not_resumed(head, tmp_path, rng, small_segments, monkeypatch):
+    small_segments(10)
+    monkeypatch.setattr("stochcl.api.source._MATRIX_ROWS", 5)
+    rows = rng.normal(size=(60, 12)).tolist()
+    path, out = write(tmp_path / "a.parquet", pa.table({"v": rows, "w": rows})), tmp_path / "a.bin"
+    interrupted(head, path, out, 25, column="v")
+    with pytest.raises(UsageError, match="another source"):
+        head.compress(path, out, resume=True, column="w")
+    write(path, pa.table({"v": rows[::-1], "w": rows}))
+    with pytest.raises(UsageError, match="another source"):
+        head.compress(path, out, resume=True, column="v")
+
+
+def test_a_full_width_kept_of_a_table_is_checked(head, tmp_path, rng):
+    path, out = write(tmp_path / "a.parquet", pa.table({"v": rng.normal(size=(60, 12)).tolist()})), tmp_path / "a.bin"
+    head.compress(path, tmp_path / "a.bin.full")  # as an interrupted run leaves it
+    kept = (tmp_path / "a.bin.full").read_bytes()
+    assert head.compress(path, out, rate=15, resume=True).encoded == 0
+    (tmp_path / "a.bin.full").write_bytes(kept)
+    write(path, pa.table({"v": rng.normal(size=(61, 12)).tolist()}))
+    with pytest.raises(UsageError, match="begun with another source"):
+        head.compress(path, out, rate=15, resume=True, force=True)
 
 
 def test_without_pyarrow_one_sentence_says_what_to_install(files, codec, tmp_path, monkeypatch):
