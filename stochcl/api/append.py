@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stochcl.api.codec import codec_of
 from stochcl.api.compress import (
     CompressOptions,
@@ -34,6 +36,7 @@ from stochcl.compress import Archive
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
 from stochcl.compress.header import Embedder, check_embedder
+from stochcl.compress.rows import ids_of
 from stochcl.data import ImageSource, LabelTable, MatrixSource, SubsetSource, missing_from, read_labels
 from stochcl.data.arrow import ArrowSource
 from stochcl.encoders.engine import RUNTIMES
@@ -61,7 +64,9 @@ def append(
     """Encode the images of a source whose names an archive does not have yet, and add them to it in place.
 
     Rows of a matrix, or of a table without ids, are named by their numbers, so the new rows of a matrix that has
-    grown are added. Compress another matrix to a file of its own, and join the two with :func:`merge`.
+    grown are added. Compress another matrix to a file of its own, and join the two with :func:`merge`. A row whose id
+    is null or empty is always new, under a number that is free. Without ``id_column``, ids are read from the column
+    that the archive's came from, if they are whole numbers.
 
     Until the end, and after an error, the archive opens as it was. After an interruption, repeating the append
     continues it, with the same result as an undisturbed one. (For a table, nothing is kept.)
@@ -97,6 +102,8 @@ def append(
     with Archive(path) as archive:
         codec = codec_of(path) if codec is None else codec
         images = check_source_fits_model(open_given(source, options, codec.columns or 0), codec)
+        if options.id_column is None:
+            _take_ids(images, archive, path)
         labelled = labels is not None or _labels_come_along(options, images)
         embedder, known = embedder_of(images, options.embedder), Embedder.of(archive.header.embedder)
         check_embedder(escape_name(images.path), embedder, known, escape_name(path))
@@ -127,6 +134,7 @@ def append(
     added = report.images - before[0]
     there = new.known_rows if isinstance(new, ArrowSource) else len(images) - len(new)
     notes = [f"added      {plural(added, unit)}; {plural(there, unit)} had been there already"]
+    notes += _id_notes(new, archive.header, unit) if isinstance(new, ArrowSource) and added else []
     if added and made not in (here, "mixed"):
         notes.append(
             f"{made} computed the codes before, and {here} the new ones: they differ in a few symbols in 100,000"
@@ -136,6 +144,19 @@ def append(
     notes += [line.removeprefix("warning: ") for line in warnings]
     report = replace(report, drift=encoded.drift.to_json() if encoded.drift is not None and added else None)
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
+
+
+def _id_notes(new: ArrowSource, header: Header, unit: str) -> list[str]:
+    """Say which ids of the added rows were absent, or may not fit the archive's type."""
+    notes, held = [], ids_of(header)
+    if new.unnamed:
+        notes.append(
+            f"{plural(new.unnamed, unit)} without an id counted as new: append cannot tell whether they were there"
+        )
+    kind = "text" if new.ids is None else new.ids["type"]
+    if held is not None and (kind == "text" or not np.can_cast(kind, held[1])):
+        notes.append(f"ids of type {kind} that do not fit the archive's {held[1]} come back only as names")
+    return notes
 
 
 def check_local(path: PathLike) -> None:
@@ -150,6 +171,20 @@ def _like(header: Header, codec: CodecBase) -> CodecBase:
     if runtime not in RUNTIMES or (runtime == "torch" and find_spec("torch") is None):
         return codec
     return codec.with_runtime(runtime)
+
+
+def _take_ids(images: Source, archive: Archive, path: Path) -> None:
+    """Name rows by the column that the archive's ids came from; refuse rows without ids if the archive has some."""
+    column, shown = (archive.header.ids or {}).get("column"), escape_name(path)
+    if isinstance(images, ArrowSource) and isinstance(column, str):
+        images.name_by(column, f"which has the ids of {shown}")
+    is_numbered = isinstance(images, MatrixSource) or (isinstance(images, ArrowSource) and not images.has_names)
+    ids = (archive.header.source_kind == ArrowSource.kind and archive.names) or ()
+    if is_numbered and (column or not all(name.isdecimal() for name in ids)):
+        raise UsageError(
+            f"{escape_name(images.path)}: its rows have no ids, and those of {shown} have; name a table's column of "
+            "ids with --id-column, or compress it to a file of its own, and join the two with `stochcl merge`."
+        )
 
 
 def _are_asked(options: CompressOptions) -> bool:

@@ -20,6 +20,7 @@ from stochcl.api.summary import Edit, Report, external_tables_note
 from stochcl.api.target import SAMPLE, Sample, Target, decoded, narrowest, target_note
 from stochcl.compress import Archive, FolderArchive, edit, open_archive
 from stochcl.compress.export import Exported, export
+from stochcl.compress.rows import ids_of
 from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels
@@ -278,11 +279,14 @@ def merge(
         archives, names, bring_tables = join(opened)
         edit.check_alike(archives, names)
         before = sum(len(archive) for archive in opened), sum(archive.size for archive in opened)
+        known_ids = any(ids_of(archive.header) for archive in archives if len(archive))
         with note_partial_output(target_of(output)):
             edit.merge(archives, output, embed=bring_tables, force=force, resume=resume, progress=progress)
     times = Counter(escape_name(os.path.realpath(path)) for path in paths)
     notes = tuple(f"warning: {path} is given {n} times, and so are its rows" for path, n in times.items() if n > 1)
     with Archive(output, tables=tables) as archive:
+        if archive.header.ids is None and known_ids:
+            notes += ("warning: the ids are not whole numbers of one column everywhere, so they come back as text",)
         return Edit(Report.of(archive, str(output)), before, {"files": len(paths)}, notes)
 
 

@@ -362,8 +362,9 @@ def append(
     """Add the images or embeddings of a source that an archive does not have yet.
 
     Images that the archive does not have by name, and rows of a .parquet or .arrow file that it does not have by id,
-    are added in place. Until the end, and after an interruption, the archive opens as it was, and the same command
-    continues. Of a matrix that has grown, the new rows are added.
+    are added in place. If the archive's ids are whole numbers, --id-column is by default the column that they came
+    from. Until the end, and after an interruption, the archive opens as it was, and the same command continues. Of a
+    matrix that has grown, the new rows are added.
 
     \b
     Example:

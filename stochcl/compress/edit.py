@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.compress.header import Embedder, check_embedder
+from stochcl.compress.rows import ids_of
 from stochcl.compress.segment import RawSegment, StoredSegment, as_version
 from stochcl.compress.writer import Writer
 from stochcl.entropy.model import FITTED, EntropyModel, unpack_model
@@ -137,8 +138,7 @@ def merge(
         header = replace(header, source_kind="mixed")
     if any(archive.header.runtime != header.runtime for archive in archives):
         header = replace(header, runtime="mixed")
-    if any(archive.header.ids != header.ids for archive in archives):
-        header = replace(header, ids=None)
+    header = replace(header, ids=_common_ids(archives))
     if any(archive.header.embedder != header.embedder for archive in archives):
         header = replace(header, embedder=None)
     header = replace(header, version=max(archive.header.version for archive in archives))
@@ -155,6 +155,19 @@ def merge(
         for archive, mapping in zip(archives, numbers, strict=True):
             move_rows(writer, archive, at=done, numbers=mapping, progress=lambda rows: progress(rows, total))
             done += len(archive)
+
+
+def _common_ids(archives: Sequence[Archive]) -> dict[str, str] | None:
+    """Return the column of ids that all archives with rows share, of an integer type that holds all; or None."""
+    found = [archive.header.ids for archive in archives if len(archive)] or [archives[0].header.ids]
+    if all(ids == found[0] for ids in found):
+        return found[0]
+    known = [ids_of(archive.header) for archive in archives if len(archive)]
+    columns, kinds = {ids and ids[0] for ids in known}, [ids[1] for ids in known if ids]
+    if len(columns) > 1 or len(kinds) < len(known):
+        return None
+    kind = np.result_type(*kinds)  # no integer type holds those of int64 and uint64
+    return {"column": str(columns.pop()), "type": kind.name} if kind.kind in "iu" else None
 
 
 def split(

@@ -353,7 +353,7 @@ _INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64
 _OURS = ("name", "label", "uncertainty", "symbols", "vector")
 
 
-def _ids(header: Header) -> tuple[str, str] | None:
+def ids_of(header: Header) -> tuple[str, str] | None:
     """Return the column that whole-number names came from and its type, or None."""
     column, kind = ((header.ids or {}).get(key) for key in ("column", "type"))
     return (column, kind) if kind in _INTEGERS and isinstance(column, str) and column not in _OURS else None
@@ -389,7 +389,7 @@ class DecodedRows:
         self.labels = archive.labels if labels is None else labels
         if self.labels is not None and len(self.labels) != len(archive):
             raise LabelsError(f"{len(archive):,} rows and {len(self.labels):,} labels; give one for each.")
-        self.ids = None if self.names is None else _ids(archive.header)
+        self.ids = None if self.names is None else ids_of(archive.header)
         self.latents = archive.header.latents
         self.dim = 0 if self.decoder is None else self.decoder.dim
         if self.decoder is not None:

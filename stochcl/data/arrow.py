@@ -13,7 +13,7 @@ import numpy as np
 
 from stochcl.codes import label_text
 from stochcl.data.array import MatrixBatch, row_names
-from stochcl.data.names import DEFAULTS, SourceOptions, path_name
+from stochcl.data.names import DEFAULTS, IDS, NAMES, SourceOptions, path_name
 from stochcl.data.preprocess import identify
 from stochcl.data.source import StreamSource
 from stochcl.errors import SourceError, SourceNotFound, StochclError, UsageError, require
@@ -268,8 +268,6 @@ _EMBEDDERS = (b"embedder", b"embedding_model")
 _IMAGES = 64  # rows of images read at a time
 _LOOKED = 16  # batches searched for a first value
 _VECTORS = 4096
-NAMES = ("name", "file_name", "filename", "path")
-IDS = ("id", "_id", "__key__", "key", "uuid")
 LABELS = ("label", "labels", "class")
 
 
@@ -309,9 +307,9 @@ def _looks(path: Path | MemoryTable) -> bool:
 class ArrowSource(StreamSource):
     """Rows of Parquet or Arrow files, made by :func:`open_arrow`.
 
-    A row is named by a column ``name``, ``file_name`` or ``path``, else by the image's own path, else by an ``id``,
-    else by its number; an id column that was asked for is used verbatim. It is labelled by a column ``label``,
-    ``labels`` or ``class``, with class names if Hugging Face's features have them.
+    A row is named by a column of ``NAMES``, else by the image's own path, else by a column of ``IDS``, else by its
+    number; an id column that was asked for is used verbatim. It is labelled by a column ``label``, ``labels`` or
+    ``class``, with class names if Hugging Face's features have them.
     """
 
     kind: ClassVar[str] = "arrow"
@@ -336,19 +334,18 @@ class ArrowSource(StreamSource):
         for path in paths[1:]:
             self._check_like_first(path)
         self._rows = sum(rows_in(path) for path in paths)
-        self.columns = column, self._name, self._label
         self.read_once = any(isinstance(path, MemoryTable) for path in paths)
         found = [] if self.read_once else list(map(os.stat, paths))
         self.files = [[status.st_size, status.st_mtime_ns] for status in found]
         self._known: Sequence[str] = ()
-        self.known_rows, self.step = 0, 1
+        self.known_rows, self.unnamed, self.step = 0, 0, 1
 
     def _check_like_first(self, path: Path | MemoryTable) -> None:
         """Raise SourceError if a file lacks a column of the first file, or has another type there."""
         from pyarrow import types
 
         schema, shown, first = schema_of(path), escape_name(path), escape_name(self.paths[0])
-        for name in filter(None, (self.column, self._name, self._label)):
+        for name in filter(None, self.columns):
             if name not in schema.names:
                 raise SourceError(f"{shown}: it has no column {name!r}, and {first} has; give files of one kind.")
             there, here = (storage_type(found.field(name).type) for found in (self._schema, schema))
@@ -364,6 +361,11 @@ class ArrowSource(StreamSource):
 
     def __len__(self) -> int:
         return self._rows
+
+    @property
+    def columns(self) -> tuple[str, str | None, str | None]:
+        """The columns of the data, the names and the labels."""
+        return self.column, self._name, self._label
 
     @property
     def has_labels(self) -> bool:
@@ -383,6 +385,18 @@ class ArrowSource(StreamSource):
         kind = None if self._name is None else self._schema.field(self._name).type
         return {"column": str(self._name), "type": str(kind)} if kind and types.is_integer(kind) else None
 
+    def name_by(self, column: str, reason: str) -> None:
+        """Take the names verbatim from this column; ``reason`` says why, if there is none."""
+        if column not in self._schema.names:
+            raise UsageError(
+                f"{escape_name(self.path)}: it has no column {escape_name(column)}, {reason}; name its column of ids "
+                "with --id-column."
+            )
+        if column != self._name:
+            self._name, self._is_path = column, False
+            for path in self.paths[1:]:
+                self._check_like_first(path)
+
     @property
     def embedder(self) -> str | None:
         """The vectors' embedder from the table's metadata: a name, or ``NAME@REVISION``."""
@@ -391,7 +405,8 @@ class ArrowSource(StreamSource):
     def leave_out(self, names: Sequence[str]) -> None:
         """Skip rows of these names, once per occurrence in ``names``; further rows of a name are read.
 
-        ``known_rows`` counts the skipped rows, once all rows are read.
+        Once all rows are read, ``known_rows`` counts the skipped ones, and ``unnamed`` those that were read because
+        they have no name to be known by.
         """
         self._known = names
 
@@ -399,26 +414,38 @@ class ArrowSource(StreamSource):
         """Return the number of rows; if the files do not state it, all rows are read."""
         return self._rows or sum(len(names) for _, names, _ in self._records(4096))
 
-    def _is_new(self) -> Callable[[int, str], bool]:
-        """Return a predicate, to call for each row in order: whether a row is new and the next ``step``-th."""
-        there, self.known_rows = Counter(self._known), 0
+    def _new_names(self) -> Callable[[int, str | None, str | None], str | None]:
+        """Return a function, to call for each row in order: the row's name, or None if it is left out.
 
-        def is_new(row: int, name: str) -> bool:
+        A row is named by its column, its image's path, or its number, marked if its id is null. A row without a name
+        in a table with names is never one that is known: its number goes on from the known ones.
+        """
+        there, self.known_rows, self.unnamed = Counter(self._known), 0, 0
+        read = free = 0  # rows that are not left out, and the least number to invent
+
+        def new_name(row: int, given: str | None, path: str | None) -> str | None:
+            nonlocal read, free
             if row % self.step:
-                return False
-            if there[name] <= 0:
-                return True
-            there[name] -= 1
-            self.known_rows += 1
-            return False
+                return None
+            name = given or path_or_none(path)
+            if name is None and self.has_names and self._known:
+                free = max(free, len(self._known) + read)
+                while (name := self._numbered(free)) in there:
+                    free += 1
+                self.unnamed, free = self.unnamed + 1, free + 1
+            elif there[name := name or self._numbered(row)] > 0:
+                there[name] -= 1
+                self.known_rows += 1
+                return None
+            read += 1
+            return name
 
-        return is_new
+        return new_name
 
-    def _named(self, row: int, name: str | None, path: str | None = None) -> str:
-        """Return a row's name: from its column, its image's path, or its number, marked if its id is null."""
-        total = max(self._rows, row + 1)
-        number = row_names([row], total)[0]
-        return name or path_or_none(path) or (number if self._name is None or self._is_path else f"row {number}")
+    def _numbered(self, row: int) -> str:
+        """Return the name of a row without one."""
+        number = row_names([row], max(self._rows, row + 1))[0]
+        return number if self._name is None or self._is_path else f"row {number}"
 
     def _records(self, rows: int, start: int = 0) -> Iterator[tuple[Any, list[str | None], list[str] | None]]:
         """Yield, some rows at a time from row ``start`` on, the column, the names and the labels."""
@@ -451,19 +478,15 @@ class ArrowImages(ArrowSource):
     """Image files stored in a column."""
 
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
-        row, is_new = 0, self._is_new()
+        row, new_name = 0, self._new_names()
         for column, names, labels in self._records(min(batch_size, _IMAGES)):
             for i, value in enumerate(column.to_pylist()):
                 file, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-                name = self._named(row, names[i], path)
+                name = new_name(row, names[i], path)
                 row += 1
-                if is_new(row - 1, name):
+                if name is not None:
                     missing = "the row has no bytes of an image, at most the path of one"
                     yield name, missing if file is None else file, None if labels is None else labels[i]
-        if not row:
-            raise SourceError(
-                f"{escape_name(self.path)}: its column {self.column} holds no image; name another with --column."
-            )
 
 
 class ArrowVectors(ArrowSource):
@@ -508,13 +531,14 @@ class ArrowVectors(ArrowSource):
 
     def vectors(self, batch_size: int = _VECTORS, start: int = 0) -> Iterator[MatrixBatch]:
         """Iterate over the rows; null ones, and ones of another length or not finite, are failures."""
-        row, is_new = start, self._is_new()
+        row, new_name = start, self._new_names()
         for record in self._records(batch_size, start):
             column, given, labels = record
-            names = [self._named(row + i, name) for i, name in enumerate(given)]
-            if self._known or self.step > 1:
-                new = [i for i, name in enumerate(names) if is_new(row + i, name)]
-                column, names = column.take(np.array(new, np.int64)), [names[i] for i in new]
+            found = [new_name(row + i, name, None) for i, name in enumerate(given)]
+            names = [name for name in found if name is not None]
+            if len(names) < len(found):
+                new = [i for i, name in enumerate(found) if name is not None]
+                column = column.take(np.array(new, np.int64))
                 labels = None if labels is None else [labels[i] for i in new]
             row += len(given)
             values, reasons = self._values(column)

@@ -14,9 +14,7 @@ import numpy as np
 from stochcl.codes import folder_label, label_text
 from stochcl.data.array import MAGIC, load_array, row_names, shape_of
 from stochcl.data.arrow import (
-    IDS,
     LABELS,
-    NAMES,
     class_names,
     explained,
     id_text,
@@ -27,6 +25,7 @@ from stochcl.data.arrow import (
     schema_of,
     storage_type,
 )
+from stochcl.data.names import IDS, NAMES
 from stochcl.errors import LabelsError
 from stochcl.files import PathLike, reading, refuse_pointer, seems_utf16
 from stochcl.lazy import cached_property

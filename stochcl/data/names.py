@@ -167,6 +167,8 @@ def remark_on_others(others: Counter[str] | None, unlabelled: int) -> str:
 
 _LABEL_KEYS = ("label", "labels", "class", "cls", "class_name", "category")
 _LABEL_BYTES = 1 << 20  # maximum read of a file with a label
+NAMES = ("name", "file_name", "filename", "path")
+IDS = ("id", "_id", "__key__", "key", "uuid")
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,9 @@ class SourceOptions(Options):
         choices=[ending[1:] for ending in LABEL_ENDINGS],
     )  # fmt: skip
     column: str | None = option(None, "Column with images or vectors.", unit="NAME", shown="what fits the model")
-    id_column: str | None = option(None, "Column with names.", unit="NAME", shown="name, file_name, path or id")
+    id_column: str | None = option(
+        None, "Column with names.", unit="NAME", shown=f"the first of {', '.join(NAMES + IDS)}"
+    )
     label_column: str | None = option(
         None, "Column of a table, or key of --label-files json, with the labels.", unit="NAME",
         shown="label, labels or class",

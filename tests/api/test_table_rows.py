@@ -14,7 +14,7 @@ from stochcl.api.evaluate import evaluate_targets
 from stochcl.api.probe_source import evaluate_embeddings
 from stochcl.api.search import search
 from stochcl.data import read_labels
-from stochcl.errors import LabelsError, UsageError
+from stochcl.errors import LabelsError, SourceError, UsageError
 from tests.making import make_head
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
+feather = pytest.importorskip("pyarrow.feather")
 
 ROWS = 60
 RNG = np.random.default_rng(4)
@@ -69,6 +70,35 @@ def test_whole_numbers_come_back_as_they_were(made: Path, tmp_path: Path) -> Non
         assert pa.table(archive).column("uid").to_pylist() == IDS * 2
 
 
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (("int64", "int16"), "int64"),
+        (("int32", "uint32"), "int64"),
+        (("uint8", "uint8"), "uint8"),
+        (("int64", "uint64"), None),
+        (("int64", "string"), None),
+    ],
+)
+def test_merge_keeps_the_type_that_holds_all_ids(
+    made: Path, tmp_path: Path, kinds: tuple[str, str], expected: str | None
+) -> None:
+    """Or says that they come back as text."""
+    codec, ids = stochcl.load(made / "head.safetensors", device="cpu"), list(range(5)) * 2
+    for name, kind in zip(("a", "b"), kinds, strict=True):
+        given = table(slice(0, 5), pa.array(range(ROWS)).cast(kind))
+        codec.compress(given, tmp_path / f"{name}.bin", id_column="uid")
+    edit = archives.merge([tmp_path / "a.bin", tmp_path / "b.bin"], tmp_path / "c.bin")
+    assert any("text" in note for note in edit.notes) == (expected is None)
+    with stochcl.open(tmp_path / "c.bin") as archive:
+        back = pa.table(archive)
+    assert back.column("name").to_pylist() == [str(i) for i in ids]
+    assert ("uid" in back.column_names) == (expected is not None)
+    if expected is not None:
+        assert back.column("uid").to_pylist() == ids
+        assert str(back.schema.field("uid").type) == expected
+
+
 def test_ids_of_lists_become_text(made: Path, tmp_path: Path) -> None:
     """An id may be of any type."""
     given = table(ids=pa.array([[i, i + 1] for i in range(ROWS)]))
@@ -83,16 +113,93 @@ def test_append_adds_the_rows_that_are_new(made: Path, tmp_path: Path, kind: str
     """Rows are told apart by their ids, and the result is what compressing all of them gives."""
     codec = stochcl.load(made / "head.safetensors", device="cpu")
     how = {"id_column": "uid", "label_column": "topic"}
+    named = [i for i in range(ROWS) if i != 7]  # a row without an id is never known
     codec.compress(made / "first.parquet", tmp_path / "a.bin", **how)
-    given = made / "rows.parquet" if kind == "file" else table()
+    parquet.write_table(table().take(named), tmp_path / "named.parquet", row_group_size=17)
+    given = tmp_path / "named.parquet" if kind == "file" else table().take(named)
     edit = append(tmp_path / "a.bin", given, codec, **how)
-    assert edit.facts == {"added": 35, "there": 25}
-    assert append(tmp_path / "a.bin", given, codec, **how).facts == {"added": 0, "there": 60}
+    assert edit.facts == {"added": 35, "there": 24}
+    assert append(tmp_path / "a.bin", given, codec, **how).facts == {"added": 0, "there": 59}
     with stochcl.open(tmp_path / "a.bin") as one, stochcl.open(made / "codes.bin") as other:
         assert list(one.names) == list(other.names)
         assert list(one.labels) == list(other.labels)
         assert np.array_equal(one.to_numpy(), other.to_numpy())
         one.verify()
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.parametrize("absent", [None, ""])
+def test_append_adds_rows_without_an_id_under_free_names(made: Path, tmp_path: Path, kind: str, absent: Any) -> None:
+    """A row without an id is new, whatever number it has in its table; its number goes on from the archive's rows."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    ids = [absent if i % 2 else f"id {i}" for i in range(ROWS)]
+    first = [*([absent] * 9), "row 0000011", *ids[10:]]
+    codec.compress(table(slice(0, 10), pa.array(first, pa.string())), tmp_path / "a.bin", id_column="uid")
+    given = table(slice(10, 20), pa.array(ids, pa.string()))
+    if kind == "file":
+        parquet.write_table(given, tmp_path / "more.parquet")
+        given = tmp_path / "more.parquet"
+    edit = append(tmp_path / "a.bin", given, codec, id_column="uid")
+    assert edit.facts == {"added": 10, "there": 0}
+    assert any("5 rows without an id" in note for note in edit.notes)
+    edit = append(tmp_path / "a.bin", given, codec, id_column="uid")
+    assert edit.facts == {"added": 5, "there": 5}
+    with stochcl.open(tmp_path / "a.bin") as archive:
+        assert archive.names[9:14] == ("row 0000011", "id 10", "row 0000012", "id 12", "row 0000013")
+        assert archive.names[18:] == ("id 18", "row 0000019", *(f"row {number:07d}" for number in range(20, 25)))
+        assert len(set(archive.names)) == len(archive)
+        assert np.array_equal(archive.to_numpy()[10:20], codec.encode(VECTORS[10:20]).symbols())
+
+
+def test_append_reads_ids_from_the_column_of_the_archives(made: Path, tmp_path: Path) -> None:
+    """The archive knows its column of ids, so that no row is added a second time under its number."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    codec.compress(made / "first.parquet", tmp_path / "a.bin", id_column="uid")
+    before = (tmp_path / "a.bin").read_bytes()
+    assert append(tmp_path / "a.bin", table(slice(0, 7)), codec).facts == {"added": 0, "there": 7}
+    numbers = table().rename_columns(["id", "size", "vector", "topic"])
+    for given in (numbers, numbers.drop_columns(["id"]), made / "rows.npy"):
+        with pytest.raises(UsageError, match="id_column"):
+            append(tmp_path / "a.bin", given, codec)
+    assert (tmp_path / "a.bin").read_bytes() == before
+    assert append(tmp_path / "a.bin", numbers.slice(20, 10), codec, id_column="id").facts == {"added": 5, "there": 5}
+
+
+@pytest.mark.parametrize(("kind", "is_told"), [("int8", False), ("int64", True), ("string", True)])
+def test_append_says_that_a_type_of_ids_may_not_fit(made: Path, tmp_path: Path, kind: str, is_told: bool) -> None:
+    """The archive's type stays."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    codec.compress(table(slice(0, 5), pa.array(range(ROWS), pa.int16())), tmp_path / "a.bin", id_column="uid")
+    edit = append(tmp_path / "a.bin", table(slice(0, 9), pa.array(range(ROWS)).cast(kind)), codec)
+    assert edit.facts == {"added": 4, "there": 5}
+    assert any("do not fit" in note for note in edit.notes) == is_told
+
+
+def test_append_refuses_rows_without_ids_beside_ids_of_text(made: Path, tmp_path: Path) -> None:
+    """An archive does not know the column of such ids, but that there was one."""
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    given = table(ids=pa.array([f"id {i}" for i in range(ROWS)]))
+    codec.compress(given, tmp_path / "a.bin", id_column="uid")
+    for rows in (given, made / "rows.npy"):
+        with pytest.raises(UsageError, match="id_column"):
+            append(tmp_path / "a.bin", rows, codec)
+    assert append(tmp_path / "a.bin", given, codec, id_column="uid").facts["added"] == 0
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "memory"])
+def test_a_table_without_rows_is_refused(made: Path, tmp_path: Path, kind: str) -> None:
+    """As an empty matrix is."""
+    codec, given = stochcl.load(made / "head.safetensors", device="cpu"), table().slice(0, 0)
+    if kind == "parquet":
+        parquet.write_table(given, tmp_path / "none.parquet")
+    elif kind == "arrow":
+        feather.write_feather(given, tmp_path / "none.arrow")
+    given = given if kind == "memory" else tmp_path / f"none.{kind}"
+    codec.compress(made / "first.parquet", tmp_path / "a.bin", id_column="uid")
+    with pytest.raises(SourceError, match="empty"):
+        append(tmp_path / "a.bin", given, codec)
+    with pytest.raises(SourceError, match="empty"):
+        codec.compress(given, tmp_path / "b.bin")
 
 
 def test_append_of_rows_without_ids_takes_those_by_which_a_table_has_grown(made: Path, tmp_path: Path) -> None:
@@ -115,7 +222,7 @@ def test_append_wants_labels_where_there_are_some(made: Path, tmp_path: Path) ->
         append(tmp_path / "a.bin", made / "rows.parquet", codec, id_column="uid", labels=made / "rows.parquet")
     with pytest.raises(UsageError, match="stores no labels"):
         append(tmp_path / "b.bin", made / "rows.parquet", codec, id_column="uid", label_column="topic")
-    assert append(tmp_path / "b.bin", made / "rows.parquet", codec, id_column="uid").facts["added"] == 35
+    assert append(tmp_path / "b.bin", made / "rows.parquet", codec, id_column="uid").facts["added"] == 36
 
 
 def test_several_matrices_are_appended(made: Path, tmp_path: Path) -> None:
