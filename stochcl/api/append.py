@@ -29,6 +29,7 @@ from stochcl.api.source import (
     open_given,
     source_warnings,
     strict_error,
+    unit_of,
 )
 from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
@@ -234,8 +235,8 @@ def _append_to(
     except (KeyboardInterrupt, SourceError) as exc:
         if out.rows and not isinstance(new, ArrowSource):
             exc.add_note(
-                f"The archive is as it was; the {out.rows:,} that are done are kept behind it: repeat the command to "
-                "continue."
+                f"The archive is as it was; what is done, {plural(out.rows, unit_of(new))}, is kept behind it: "
+                "repeat the command to continue."
             )
         raise
     skipped = [name for name, _ in out.skipped] if isinstance(new, ArrowSource) else _names(new)

@@ -142,9 +142,9 @@ def compress_source(
         options = replace(options, target=None, latents=latents)
     if not isinstance(path, Path):
         return _compress_to_stream(codec, source, path, options, progress)
-    if options.resume and isinstance(source, StreamSource):
+    if options.resume and sources.is_read_once(source):
         raise UsageError(
-            f"{escape_name(source.path)}: a stream cannot be read again, so there is nothing to --resume; "
+            f"{escape_name(source.path)}: this cannot be read again, so there is nothing to --resume; "
             f"`stochcl verify {escape_name(path)}.partial --salvage OUT` makes an archive of what was kept."
         )
     if exists(path / MANIFEST):
@@ -155,7 +155,7 @@ def compress_source(
     for read in sources.given_paths(given):
         check_output(path, read, force=options.force)
     started, shown, path = time.monotonic(), str(path), target_of(path)
-    with note_partial_output(path):
+    with note_partial_output(path, sources.unit_of(source)):
         if options.rate is None:
             encoded = encode_source(codec, source, path, options, options.latents or codec.latents, progress)
         else:
@@ -232,12 +232,13 @@ def encode_source(
         try:
             return _encode_all(codec, source, writer, options, progress)
         except (SourceError, KeyboardInterrupt) as exc:
-            if isinstance(source, StreamSource) and writer.rows:  # a stream cannot be read again
+            is_damaged = isinstance(source, StreamSource) and isinstance(exc, SourceError)
+            if writer.rows and (is_damaged or sources.is_read_once(source)):
                 writer.flush()
-                partial = escape_name(writer.partial)
+                partial, unit = escape_name(writer.partial), sources.unit_of(source)
                 exc.add_note(
-                    f"The {writer.rows:,} images before are kept in {partial}: `stochcl verify {partial} --salvage "
-                    f"{escape_name(path)}` makes an archive of them."
+                    f"What came before, {plural(writer.rows, unit)}, is kept in {partial}: "
+                    f"`stochcl verify {partial} --salvage {escape_name(path)}` makes an archive of them."
                 )
             raise
 
@@ -390,8 +391,6 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
         raise OutputExists(
             f"{shown}: an interrupted run left this; pass --resume to continue it, or --force to start over."
         )
-    if isinstance(source, StreamSource):  # a stream is not resumed
-        return
     try:
         with Archive(full, tables=[codec.tables]) as archive:
             skipped = archive.skipped
@@ -400,7 +399,13 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
     except FormatError as exc:
         raise UsageError(f"{shown}: it is damaged ({exc}); pass --force in place of --resume to start over.") from exc
     # The journal with the source's listing was removed with the partial file; but no image may be newer than this.
-    times = [source.mtime_ns] if isinstance(source, MatrixSource) else [entry.mtime_ns for entry in source.entries]
+    if isinstance(source, ArrowSource):
+        times = [mtime_ns for _, mtime_ns in source.files]
+    elif isinstance(source, MatrixSource):
+        times = [source.mtime_ns]
+    else:
+        assert isinstance(source, ImageSource)  # a stream is not resumed
+        times = [entry.mtime_ns for entry in source.entries]
     if not fits or max(times, default=0) > full.stat().st_mtime_ns:
         raise UsageError(
             f"{shown}: this was begun with another source, model or option; repeat the command that began it, or "
@@ -410,11 +415,12 @@ def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressO
         raise sources.strict_error(source, Failure(*skipped[0]))
 
 
-def _holds(archive: Archive, source: ImageSource | MatrixSource) -> bool:
+def _holds(archive: Archive, source: Source) -> bool:
     """Return whether an archive's rows and skipped images match a source, as far as can be told."""
-    if len(archive) + len(archive.skipped) != len(source) + len(source.rejected):
+    count = source.count() if isinstance(source, ArrowSource) else len(source)
+    if len(archive) + len(archive.skipped) != count + len(source.rejected):
         return False
-    if isinstance(source, MatrixSource):  # its names are numbers, which the count covers
+    if not isinstance(source, ImageSource):  # the count covers the numbers that name a matrix's rows
         return True
     there = [entry.name for entry in source.entries] + [failure.name for failure in source.rejected]
     return archive.names is None or sorted(there) == sorted([*archive.names, *(name for name, _ in archive.skipped)])
@@ -468,17 +474,17 @@ def embedder_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
 
 
 @contextmanager
-def note_partial_output(path: Path) -> Iterator[None]:
+def note_partial_output(path: Path, unit: str = "row") -> Iterator[None]:
     """Add a resume hint to a KeyboardInterrupt or a SourceError."""
     try:
         yield
     except (KeyboardInterrupt, SourceError) as exc:
-        if not getattr(exc, "__notes__", ()) and (hint := _resume_hint(path)):
+        if not getattr(exc, "__notes__", ()) and (hint := _resume_hint(path, unit)):
             exc.add_note(for_caller(hint))
         raise
 
 
-def _resume_hint(path: Path) -> str:
+def _resume_hint(path: Path, unit: str) -> str:
     """Return a hint at what an interrupted run left to resume, empty if nothing."""
     full = full_width(path)
     if exists(full):
@@ -486,6 +492,7 @@ def _resume_hint(path: Path) -> str:
     for partial in (output.with_name(output.name + ".partial") for output in (full, path)):
         if exists(partial):
             rows = rows_kept(partial.with_name(partial.name + ".journal"))
-            kept = f"{rows:,} that are done are" if rows != 1 else "1 that is done is"
-            return f"The {kept} kept in {escape_name(partial)}: pass --resume to continue."
+            return (
+                f"What is done, {plural(rows, unit)}, is kept in {escape_name(partial)}: pass --resume to continue."
+            )
     return ""

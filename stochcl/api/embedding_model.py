@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stochcl.api.codec import Codec
 from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source, open_sources, sample_rows
 from stochcl.data.array import MAGIC, MOST_ROWS, sample_size
+from stochcl.data.open import expand
 from stochcl.entropy.vectors import MAX_RESIDUAL
 from stochcl.errors import TrainingError, UsageError, require
 from stochcl.files import PathLike, replacing, writing
@@ -211,6 +212,7 @@ def vectors_among(sources: Sequence[PathLike], column: str | None = None) -> Mat
     UsageError
         If embeddings are mixed with something else, or a column is given without a table.
     """
+    sources = [path for given in sources for path in expand(given)]
     table = open_arrow([Path(path) for path in sources], SourceOptions(column=column), takes=1)
     if isinstance(table, ArrowVectors):
         return table

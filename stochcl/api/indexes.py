@@ -188,6 +188,8 @@ def import_faiss(index: PathLike, output: PathLike, *, force: bool = False, prog
     if isinstance(whole, faiss.IndexIDMap):  # keep `whole`, which owns the inner index
         ids, read = faiss.vector_to_array(whole.id_map), faiss.downcast_index(whole.index)
     bits, words = _quantiser(faiss, read, shown)
+    if not read.ntotal:
+        raise SourceError(f"{shown}: it is empty.")
     if sum(map(np.size, words)) > MAX_NUMBERS:
         raise SourceError(f"{shown}: its codebooks have more than {MAX_NUMBERS:,} numbers; an archive holds no more.")
     stored = faiss.vector_to_array(read.codes).reshape(read.ntotal, -1)

@@ -95,8 +95,9 @@ def evaluate_embeddings(
     Labels come from ``columns`` of the table itself, or from ``labels``.
     """
     how: dict[str, Any] = {"column": vector_column, "id_column": id_column}
-    own = labels is None and is_arrow_file(_files(paths)[0])
-    if own and len(paths) > 1 and len(columns) > 1:
+    files = _files(paths)
+    own = labels is None and is_arrow_file(files[0])
+    if own and len(files) > 1 and len(columns) > 1:
         raise UsageError("several tables share one column of labels; name one with --label-column, or give --labels.")
     stored = {"label_column": columns[0]} if own and len(columns) == 1 else {}
     by_file = own and len(columns) > 1  # several targets
@@ -106,7 +107,7 @@ def evaluate_embeddings(
             options |= {"test_labels": test} if by_file else {}
             test = stack.enter_context(archive_of([test], model, **how, **stored))
         found, facts = evaluate_targets(
-            archive, test=test, labels=paths[0] if by_file else labels, columns=() if stored else columns, **options
+            archive, test=test, labels=files[0] if by_file else labels, columns=() if stored else columns, **options
         )
     return found, facts | {"path": ", ".join(escape_name(path) for path in paths)} | (
         {"labels_from": f"column {escape_name(columns[0])} of {escape_name(paths[0])}"} if stored else {}

@@ -26,7 +26,7 @@ from stochcl.data import (
     open_arrow,
     open_sources,
 )
-from stochcl.data.arrow import MemoryTable, is_table
+from stochcl.data.arrow import ArrowSource, MemoryTable, is_table
 from stochcl.data.folder import open_url
 from stochcl.data.names import DEFAULTS
 from stochcl.data.open import expand
@@ -152,18 +152,21 @@ def read_batches(
     """Read a source from a position on; the batch size applies to images only."""
     if isinstance(source, MatrixSource | ArrowVectors):
         size = max(1, min(_MATRIX_ROWS, _MATRIX_BYTES // (4 * source.dim)))
-        yield from source.batches(size, start) if isinstance(source, MatrixSource) else source.vectors(size)
+        yield from source.batches(size, start) if isinstance(source, MatrixSource) else source.vectors(size, start)
         return
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    position = {} if isinstance(source, StreamSource) else {"start": start}
-    yield from source.batches(preprocess, batch_size=batch_size, workers=workers, **position)
+    yield from source.batches(preprocess, batch_size=batch_size, workers=workers, start=start)
 
 
 def listing(source: Source) -> str:
     """Return a digest of a source's names, sizes, times and rejected images."""
-    if isinstance(source, StreamSource):  # never resumed
+    if is_read_once(source):  # never resumed
         return ""
     digest = hashlib.sha256(source.kind.encode())
+    if isinstance(source, ArrowSource):
+        digest.update(json.dumps([source.columns, source.files]).encode())
+        return digest.hexdigest()
+    assert not isinstance(source, StreamSource)
     if isinstance(source, MatrixSource):
         facts = [len(source), source.dim, source.size, source.mtime_ns]
         digest.update(json.dumps(facts + (source.files if len(source.files) > 1 else [])).encode())
@@ -177,6 +180,11 @@ def listing(source: Source) -> str:
     if source.labels is not None:
         digest.update(json.dumps(list(source.labels)).encode())
     return digest.hexdigest()
+
+
+def is_read_once(source: Source) -> bool:
+    """Return whether a source cannot be read again, so that nothing is to resume."""
+    return isinstance(source, StreamSource) and source.read_once
 
 
 def unit_of(source: Source) -> str:

@@ -118,8 +118,8 @@ def compress(
 
     SOURCE is a folder of images (recursive), a .zip or .tar of them, a .npy array of shape N x H x W x 3, a .parquet
     or .arrow file with a column of images or vectors, or the URL of a folder, an image, a .zip or a .tar.
-    Several are read in the order given, also as a pattern: 'shards-{000..099}.tar'. With - a tar of images is read
-    from standard input, in its order.
+    Several are read in the order given, also as a pattern: 'shards-{000..099}.tar' or 'part-*.parquet'. With - a tar
+    of images is read from standard input, in its order.
     An image that cannot be read is named, counted and skipped. A .npy matrix of floats, one row a vector, needs a
     model that was trained on such rows. It may be larger than memory, and its rows are named by their numbers.
 

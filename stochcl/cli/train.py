@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stochcl.api.models import model_cards
+from stochcl.api.source import check_paths_exist
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
-from stochcl.cli.options import INPUT, PATH, command, options_of, output, section
+from stochcl.cli.options import INPUT, PATH, SOURCE, command, options_of, output, section
 from stochcl.messages import escape_name
 from stochcl.training import options as training
 from stochcl.training.options import EncoderConfig, FinetuneOptions, TrainOptions
@@ -94,7 +95,7 @@ def _show_preset(ctx: click.Context, param: click.Parameter, name: str | None) -
 
 @command()
 @click.argument("model")
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=INPUT)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=SOURCE)
 @output("The model file to write.")
 @section(
     "Labels and test",
@@ -147,6 +148,7 @@ def finetune(
     """
     from stochcl.api.finetune import finetune
 
+    check_paths_exist(sources)
     with progress_bar("images", rate=False) as bar:
         report = finetune(
             model, sources, output, hold_out=hold_out or 0, report=lambda p: bar(p.fraction, 1.0, p.line()), **options
@@ -156,7 +158,7 @@ def finetune(
 
 
 @command()
-@click.argument("sources", metavar="[SOURCE]...", nargs=-1, type=INPUT)
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1, type=SOURCE)
 @output("The model file to write.")
 @section(
     "Start",
@@ -210,6 +212,7 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
     """
     from stochcl.api.train import is_first_process, train
 
+    check_paths_exist(sources)
     silent: Any = nullcontext(lambda *given: None)  # only the first process shows progress
     with progress_bar("images", rate=False) if is_first_process() else silent as bar:
         report = train(sources, output, report=lambda p: bar(p.fraction, 1.0, p.line()), **options)
@@ -218,7 +221,7 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
 
 
 @command()
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=INPUT)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=SOURCE)
 @output("The model file to write.")
 @click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file.")
 @click.option(
@@ -242,6 +245,7 @@ def adapt(sources: Sequence[Path], output: Path, *, hold_out: int | None, as_jso
     """
     from stochcl.api.train import adapt
 
+    check_paths_exist(sources)
     with progress_bar("images", rate=False) as bar:
         report = adapt(
             sources, output, hold_out=hold_out or 0, report=lambda p: bar(p.fraction, 1.0, p.line()), **options

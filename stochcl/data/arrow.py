@@ -108,6 +108,12 @@ def rows_in(path: Path | MemoryTable) -> int:
         return int(parquet.read_metadata(path).num_rows) if _kind(path) == "parquet" else 0
 
 
+def _has_rows(path: Path | MemoryTable) -> bool:
+    first = schema_of(path).names[:1]
+    with explained(path):
+        return rows_in(path) > 0 or any(map(len, record_batches(path, first, 1)))
+
+
 def record_batches(path: Path | MemoryTable, columns: list[str], rows: int) -> Iterator[Any]:
     """Yield record batches of at most ``rows`` rows."""
     if isinstance(path, MemoryTable):
@@ -189,6 +195,11 @@ def holds(kind: Any) -> str | None:
     if types.is_floating(kind.value_type) or types.is_int8(kind.value_type):
         return "vectors"
     return "numbers" if types.is_integer(kind.value_type) else None
+
+
+def _contents(kind: Any) -> Any:
+    """Return what must be the same in all files: images, or the type of the numbers."""
+    return holds(kind) if holds(kind) == "images" else getattr(kind, "value_type", kind)
 
 
 def _first_values(path: Path | MemoryTable, column: str) -> list[Any]:
@@ -273,6 +284,9 @@ def open_arrow(
     if not all(there):
         other = paths[there.index(False)]
         raise UsageError(f"{escape_name(other)}: this is not a Parquet or Arrow file like the first; give one kind.")
+    if not any(map(_has_rows, paths)):
+        shown = escape_name(paths[0])
+        raise SourceError(f"{shown}: it is empty." if len(paths) == 1 else f"{shown}: it and the others are empty.")
     schema = schema_of(paths[0])
     column = choose_column(paths[0], schema, options.column, takes)
     is_image = holds(storage_type(schema.field(column).type)) == "images"
@@ -318,14 +332,41 @@ class ArrowSource(StreamSource):
         self._name = options.id_column or named or next((name for name in ids if name in names), None)
         self._label = options.label_column or next((name for name in LABELS if name in names), None)
         self._classes = class_names(self._schema, self._label)
+        for path in paths[1:]:
+            self._check_like_first(path)
         self._rows = sum(rows_in(path) for path in paths)
+        self.read_once = any(isinstance(path, MemoryTable) for path in paths)
+        found = [] if self.read_once else list(map(os.stat, paths))
+        self.files = [[status.st_size, status.st_mtime_ns] for status in found]
         self._known: Sequence[str] = ()
         self.known_rows, self.unnamed, self.step = 0, 0, 1
-        if not self._rows and not any(len(names) for _, names, _ in self._records(1)):
-            raise SourceError(f"{escape_name(self.path)}: it is empty: it has no rows.")
+
+    def _check_like_first(self, path: Path | MemoryTable) -> None:
+        """Raise SourceError if a file lacks a column of the first file, or has another type there."""
+        from pyarrow import types
+
+        schema, shown, first = schema_of(path), escape_name(path), escape_name(self.paths[0])
+        for name in filter(None, self.columns):
+            if name not in schema.names:
+                raise SourceError(f"{shown}: it has no column {name!r}, and {first} has; give files of one kind.")
+            there, here = (storage_type(found.field(name).type) for found in (self._schema, schema))
+            if name == self.column:
+                same = _contents(there) == _contents(here)
+                same = same and len({getattr(kind, "list_size", None) for kind in (there, here)} - {None}) < 2
+            else:
+                same = types.is_integer(there) == types.is_integer(here)
+            if not same:
+                raise SourceError(
+                    f"{shown}: its column {name!r} holds {here}, and that of {first} {there}; give files of one kind."
+                )
 
     def __len__(self) -> int:
         return self._rows
+
+    @property
+    def columns(self) -> tuple[str, str | None, str | None]:
+        """The columns of the data, the names and the labels."""
+        return self.column, self._name, self._label
 
     @property
     def has_labels(self) -> bool:
@@ -352,6 +393,8 @@ class ArrowSource(StreamSource):
             )
         if column != self._name:
             self._name, self._is_path = column, False
+            for path in self.paths[1:]:
+                self._check_like_first(path)
 
     @property
     def embedder(self) -> str | None:
@@ -403,13 +446,18 @@ class ArrowSource(StreamSource):
         number = row_names([row], max(self._rows, row + 1))[0]
         return number if self._name is None or self._is_path else f"row {number}"
 
-    def _records(self, rows: int) -> Iterator[tuple[Any, list[str | None], list[str] | None]]:
-        """Yield, some rows at a time, the column, the names and the labels."""
-        wanted = [name for name in (self.column, self._name, self._label) if name is not None]
+    def _records(self, rows: int, start: int = 0) -> Iterator[tuple[Any, list[str | None], list[str] | None]]:
+        """Yield, some rows at a time from row ``start`` on, the column, the names and the labels."""
+        wanted = [name for name in self.columns if name is not None]
         for path in self.paths:
+            if start and start >= (known := rows_in(path)) > 0:
+                start -= known
+                continue
             with explained(path):
-                for batch in record_batches(path, list(dict.fromkeys(wanted)), rows):
-                    yield stored(batch.column(self.column)), self._given(batch), self._labels(batch)
+                for whole in record_batches(path, list(dict.fromkeys(wanted)), rows):
+                    batch, start = whole.slice(min(start, len(whole))), max(0, start - len(whole))
+                    if len(batch):
+                        yield stored(batch.column(self.column)), self._given(batch), self._labels(batch)
 
     def _given(self, batch: Any) -> list[str | None]:
         """Return each row's value in the column of names: normalised paths, or ids verbatim."""
@@ -449,6 +497,13 @@ class ArrowVectors(ArrowSource):
         self._row_bytes = kind.value_type.bit_width // 8
         self.dim = int(getattr(kind, "list_size", 0)) or self._first()
         self._row_bytes *= self.dim
+        for path in paths[1:]:
+            lengths = set(map(len, _first_values(path, column)))
+            if lengths and self.dim not in lengths:
+                raise SourceError(
+                    f"{escape_name(path)}: its column {column!r} has rows of {min(lengths):,} numbers, and that of "
+                    f"{escape_name(paths[0])} of {self.dim:,}; give files of one kind."
+                )
 
     def _first(self) -> int:
         for column, _, _ in self._records(_IMAGES):
@@ -473,10 +528,10 @@ class ArrowVectors(ArrowSource):
             out[places[chosen]] = batch.vectors[chosen]
         return out
 
-    def vectors(self, batch_size: int = _VECTORS) -> Iterator[MatrixBatch]:
+    def vectors(self, batch_size: int = _VECTORS, start: int = 0) -> Iterator[MatrixBatch]:
         """Iterate over the rows; null ones, and ones of another length or not finite, are failures."""
-        row, start, new_name = 0, 0, self._new_names()
-        for record in self._records(batch_size):
+        row, new_name = start, self._new_names()
+        for record in self._records(batch_size, start):
             column, given, labels = record
             found = [new_name(row + i, name, None) for i, name in enumerate(given)]
             names = [name for name in found if name is not None]

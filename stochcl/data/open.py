@@ -8,6 +8,7 @@ import re
 import stat
 from bisect import bisect_right
 from collections import Counter
+from glob import glob
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, ClassVar, overload
@@ -103,7 +104,7 @@ _MOST_SHARDS = 1_000_000
 
 
 def expand(pattern: PathLike) -> list[Path | str]:
-    """Expand the numeric range in a pattern of shards, as bash does; an existing path is returned unchanged.
+    """Expand numeric ranges and ``*`` in a pattern, as bash does; an existing path is returned unchanged.
 
     Examples
     --------
@@ -112,8 +113,12 @@ def expand(pattern: PathLike) -> list[Path | str]:
     """
     text = str(pattern)
     match = _RANGE.search(text)
-    if match is None or (not is_url(text) and exists(text)):
-        return [text if is_url(text) else Path(text)]
+    if not is_url(text) and exists(text):
+        return [Path(text)]
+    if match is None:
+        # pathlib's own takes no absolute pattern
+        found = [] if "*" not in text or is_url(text) else sorted(glob(text), key=os.fsencode)  # noqa: PTH207
+        return [*map(Path, found)] or [text if is_url(text) else Path(text)]
     first, last = match.groups()
     if abs(int(last) - int(first)) >= _MOST_SHARDS:
         raise UsageError(f"{escape_name(text)}: a pattern may name at most {_MOST_SHARDS:,} files.")

@@ -355,12 +355,14 @@ class StreamSource(Depths):
     """Images that arrive in a stream, without listing or length; batches as from :class:`ImageSource`.
 
     Rows are in order of arrival. A refused image is a failure in its batch, at its position. If the stream breaks,
-    the images before the break are returned first, and then the error is raised.
+    the images before the break are returned first, and then the error is raised. Only a source that is not
+    ``read_once`` can be read from a later image on.
     """
 
     kind: ClassVar[str]
     path: Path | str
     rejected: tuple[Failure, ...] = ()
+    read_once: bool = True
 
     def __init__(self, path: Path | str) -> None:
         self.path = path
@@ -407,15 +409,17 @@ class StreamSource(Depths):
         """Return the number of images, or 0 if unknown."""
         return 0
 
-    def batches(self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1) -> Iterator[ImageBatch]:
-        """Iterate over the images as they arrive, decoding ahead in threads."""
+    def batches(
+        self, preprocess: Preprocess, *, batch_size: int = 256, workers: int = 1, start: int = 0
+    ) -> Iterator[ImageBatch]:
+        """Iterate over the images as they arrive, from image ``start`` on, decoding ahead in threads."""
         preprocess = self.settle(preprocess)
         broken: list[SourceError] = []
 
         def parts() -> Iterator[tuple[ImageSource, range]]:
             part = Loaded(self.path)
             try:
-                for image in self._all_images(batch_size):
+                for image in islice(self._all_images(batch_size), start, None):
                     part.enter(*image)
                     if len(part) == batch_size or part.bytes >= BATCH_BYTES:
                         yield part, range(len(part))
@@ -425,7 +429,6 @@ class StreamSource(Depths):
             if len(part):
                 yield part, range(len(part))
 
-        start = 0
         for batch in decode_ahead(parts(), preprocess, workers):
             rows = range(start, start + len(batch.rows))
             self._unlabelled += len(batch.rows) if batch.labels is None else 0

@@ -10,6 +10,9 @@ from pyarrow import ipc, parquet
 
 import stochcl
 from stochcl.api import archives
+from stochcl.api.estimate import estimate
+from stochcl.api.search import search
+from stochcl.api.train import train
 from stochcl.data import ArrowImages, ArrowVectors, SourceOptions, open_arrow, open_source
 from stochcl.errors import ImageError, MissingExtraError, SourceError, UsageError
 from tests.making import make_head
@@ -218,9 +221,54 @@ def test_what_does_not_fit_is_refused_in_a_sentence(files, codec, model, tmp_pat
     with pytest.raises(SourceError, match="cannot be read as Parquet"):
         codec.compress(cut, tmp_path / "a.bin")
     with pytest.raises(UsageError, match="resume=True"):
-        codec.compress(photos, tmp_path / "a.bin", resume=True)
+        codec.compress(image_table(files[:3]), tmp_path / "a.bin", resume=True)
     with pytest.raises(SourceError, match="read once"):
         open_source(photos)  # as training does
+
+
+@pytest.mark.parametrize("ending", ["parquet", "feather", "arrow"])
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 12), pa.binary()])
+def test_an_empty_table_is_said_to_be_empty(head, codec, tmp_path, ending, kind):
+    table = pa.table({"v": pa.array([], kind), "id": pa.array([], pa.int64())})
+    path, fits = write(tmp_path / f"zero.{ending}", table), codec if kind == pa.binary() else head
+    for given in (path, [path, path], table):
+        with pytest.raises(SourceError, match="empty"):
+            fits.compress(given, tmp_path / "a.bin")
+    with pytest.raises(SourceError, match="empty"):
+        estimate(path)
+    if kind != pa.binary():
+        np.save(tmp_path / "v.npy", np.eye(12, dtype=np.float32))
+        head.compress(tmp_path / "v.npy", tmp_path / "v.bin")
+        with pytest.raises(SourceError, match="empty"):
+            search(tmp_path / "v.bin", [path])
+        with pytest.raises(SourceError, match="empty"):
+            train([path], tmp_path / "m.safetensors", rate=64)
+        full = write(tmp_path / f"full.{ending}", pa.table({"v": pa.array([[1.0] * 12], kind), "id": [1]}))
+        assert head.compress([path, full], tmp_path / "b.bin").images == 1
+
+
+ROWS = pa.array([[1.0] * 12] * 3)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        (pa.table({"w": ROWS, "id": [1, 2, 3], "label": ["a", "b", "c"]}), "no column 'v'"),
+        (pa.table({"v": ROWS, "label": ["a", "b", "c"]}), "no column 'id'"),
+        (pa.table({"v": ROWS, "id": [1, 2, 3]}), "no column 'label'"),
+        (pa.table({"v": ROWS, "id": ["1", "2", "3"], "label": ["a", "b", "c"]}), "'id' holds string"),
+        (pa.table({"v": [b"a", b"b", b"c"], "id": [1, 2, 3], "label": ["a", "b", "c"]}), "'v' holds binary"),
+        (pa.table({"v": ROWS.cast(pa.list_(pa.float32())), "id": [1, 2, 3], "label": ["a"] * 3}), "list<.*float>"),
+        (pa.table({"v": [[1.0] * 8] * 3, "id": [1, 2, 3], "label": ["a", "b", "c"]}), "rows of 8 numbers"),
+    ],
+)
+def test_files_of_another_kind_are_noticed_before_any_work(head, tmp_path, ending, other, word):
+    first = write(tmp_path / f"a.{ending}", pa.table({"v": ROWS, "id": [1, 2, 3], "label": ["a", "b", "c"]}))
+    second = write(tmp_path / f"b.{ending}", other)
+    with pytest.raises(SourceError, match=rf"^{second}: .*{word}"):
+        head.compress([first, first, second], tmp_path / "out.bin")
+    assert sorted(tmp_path.iterdir()) == [first, second]
 
 
 def test_to_a_rate(files, codec, tmp_path):
@@ -235,7 +283,73 @@ def test_damage_inside_gives_what_came_before(files, codec, tmp_path):
     path.write_bytes(path.read_bytes()[: -len(files[-1][1]) * 2])
     with pytest.raises(SourceError, match="cannot be read as Parquet or Arrow") as caught:
         codec.compress(path, tmp_path / "a.bin", batch_size=9)
-    assert "are kept" in "".join(caught.value.__notes__)
+    assert "images, is kept" in "".join(caught.value.__notes__)
+
+
+def interrupted(codec, given, path, at, **options):
+    """Compress and stop after so many rows; return what is said."""
+
+    def stop(done, total):
+        if done >= at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        codec.compress(given, path, progress=stop, **options)
+    return "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "feather", "arrow"])
+@pytest.mark.parametrize("at", [10, 25, 45])
+def test_vectors_are_resumed_to_the_same_bytes(head, tmp_path, rng, ending, at, small_segments, monkeypatch):
+    small_segments(10)
+    monkeypatch.setattr("stochcl.api.source._MATRIX_ROWS", 5)
+    rows = [None if i in (3, 31) else row for i, row in enumerate(rng.normal(size=(54, 12)).tolist())]
+    table = pa.table({"v": pa.array(rows, pa.list_(pa.float32())), "id": range(54), "label": ["a", "b"] * 27})
+    paths = [write(tmp_path / f"{i}.{ending}", table.slice(18 * i, 18)) for i in range(3)]
+    out, whole = tmp_path / "a.bin", tmp_path / "whole.bin"
+    assert "rows, is kept" in (said := interrupted(head, paths, out, at))
+    assert "resume=True" in said
+    told = []
+    head.compress(paths, out, resume=True, progress=lambda done, total: told.append(done))
+    assert told[0] >= at - 10
+    head.compress(paths, whole)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"rate": 30}])
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_images_are_resumed_to_the_same_bytes(files, codec, tmp_path, ending, options, small_segments):
+    small_segments(10)
+    path, out, whole = write(tmp_path / f"a.{ending}", image_table(files)), tmp_path / "a.bin", tmp_path / "whole.bin"
+    assert "images, is kept" in interrupted(codec, path, out, 25, batch_size=5, **options)
+    report = codec.compress(path, out, resume=True, batch_size=5, **options)
+    assert report.encoded < 42
+    codec.compress(path, whole, **options)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_another_file_or_column_is_not_resumed(head, tmp_path, rng, small_segments, monkeypatch):
+    small_segments(10)
+    monkeypatch.setattr("stochcl.api.source._MATRIX_ROWS", 5)
+    rows = rng.normal(size=(60, 12)).tolist()
+    path, out = write(tmp_path / "a.parquet", pa.table({"v": rows, "w": rows})), tmp_path / "a.bin"
+    interrupted(head, path, out, 25, column="v")
+    with pytest.raises(UsageError, match="another source"):
+        head.compress(path, out, resume=True, column="w")
+    write(path, pa.table({"v": rows[::-1], "w": rows}))
+    with pytest.raises(UsageError, match="another source"):
+        head.compress(path, out, resume=True, column="v")
+
+
+def test_a_full_width_kept_of_a_table_is_checked(head, tmp_path, rng):
+    path, out = write(tmp_path / "a.parquet", pa.table({"v": rng.normal(size=(60, 12)).tolist()})), tmp_path / "a.bin"
+    head.compress(path, tmp_path / "a.bin.full")  # as an interrupted run leaves it
+    kept = (tmp_path / "a.bin.full").read_bytes()
+    assert head.compress(path, out, rate=15, resume=True).encoded == 0
+    (tmp_path / "a.bin.full").write_bytes(kept)
+    write(path, pa.table({"v": rng.normal(size=(61, 12)).tolist()}))
+    with pytest.raises(UsageError, match="begun with another source"):
+        head.compress(path, out, rate=15, resume=True, force=True)
 
 
 def test_without_pyarrow_one_sentence_says_what_to_install(files, codec, tmp_path, monkeypatch):

@@ -164,7 +164,7 @@ def test_an_interruption_says_where_to_go_on(codec, photos, tmp_path, interrupt)
     with pytest.raises(KeyboardInterrupt) as caught:
         codec.compress(photos, tmp_path / "codes.bin", progress=stop, batch_size=3)
     (note,) = caught.value.__notes__
-    assert f"15 that are done are kept in {partial}: pass resume=True" in note
+    assert f"done, 15 images, is kept in {partial}: pass resume=True" in note
 
 
 @pytest.mark.parametrize(

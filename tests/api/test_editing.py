@@ -142,7 +142,7 @@ def test_an_interruption_is_gone_on_with(codec, photos, some, small_appends, sto
     some.write_bytes(before)
     with pytest.raises(KeyboardInterrupt) as caught:
         stochcl.append(some, photos, codec, progress=stop, batch_size=3)
-    assert f"the {stop_at} that are done are kept" in caught.value.__notes__[0]
+    assert f"done, {stop_at} images, is kept" in caught.value.__notes__[0]
     assert len(read(some)) == 9
     encoded = []
     edit = stochcl.append(some, photos, codec, progress=lambda done, total: encoded.append(done))

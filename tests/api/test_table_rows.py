@@ -190,7 +190,7 @@ def test_append_finds_the_column_of_ids_of_text_and_refuses_rows_without_ids(mad
 
 TYPED = {
     "date": (pa.date32(), date(2026, 11, 29)), "day": (pa.date64(), date(2026, 11, 29)),
-    "time": (pa.timestamp("us"), datetime(2026, 11, 29, 23, 59, 1, 250)),
+    "time": (pa.timestamp("us"), datetime(2026, 11, 29, 23, 59, 1, 250)),  # noqa: DTZ001 -- without a zone
     "zone": (pa.timestamp("ms", tz="UTC"), datetime(2026, 11, 29, 23, 59, 1, 250_000, tzinfo=UTC)),
     "decimal": (pa.decimal128(10, 2), Decimal("-12.30")), "bool": (pa.bool_(), False), "double": (pa.float64(), 0.1),
     "float": (pa.float32(), 0.25), "hash": (pa.binary(16), bytes(range(16))), "uuid": (pa.uuid(), UUID(int=7)),

@@ -40,7 +40,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("names", "column"),
-    [(["first.npy", "second.npy"], None), (["rows.parquet"], "vector"), (["rows.arrow"], None)],
+    [
+        (["first.npy", "second.npy"], None),
+        (["*st.npy", "secon*"], None),
+        (["row*.parquet"], "vector"),
+        (["rows.parquet"], "vector"),
+        (["rows.arrow"], None),
+    ],
 )
 def test_training_reads_the_same_rows_from_any_file(
     made: dict[str, Any], tmp_path: Any, names: list[str], column: str | None

@@ -208,7 +208,7 @@ def test_what_was_stopped_is_resumed(run, two, tmp_path, small_segments, command
     out = tmp_path / "out.bin"
     _, said, code = stopped(*arguments, "-o", out, sent=sent, mark=tmp_path / "mark", module="writer")
     if sent == signal.SIGINT:
-        assert re.search(r"interrupted\. The \d+ that are done are kept in .*\.partial: pass --resume", said)
+        assert re.search(r"interrupted\. What is done, \d+ rows?, is kept in .*\.partial: pass --resume", said)
         assert code == 130
     assert not out.exists()
     run(*arguments, "-o", out, "--resume")
@@ -228,7 +228,7 @@ def test_a_stopped_append_locks_nobody_out_and_goes_on(run, cats, images, model,
     _, said, code = stopped(*arguments, sent=sent, mark=tmp_path / "mark", module="append")
     assert code == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[sent]
     if sent != signal.SIGKILL:
-        assert re.search(r"The archive is as it was; the \d+ that are done are kept behind it: repeat", said)
+        assert re.search(r"The archive is as it was; what is done, \d+ images?, is kept behind it: repeat", said)
     assert cats.read_bytes().startswith(before)
     assert cats.stat().st_size > len(before)
     assert "14 images" in run("info", cats).stdout

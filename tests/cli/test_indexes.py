@@ -47,6 +47,10 @@ def test_what_is_refused(run, codes, faiss, tmp_path, monkeypatch):
         result = run("export", codes, "--faiss", tmp_path / "x.faiss", "--factory", factory, code=2)
         assert factory in result.stderr
         assert not (tmp_path / "x.faiss").exists()
+    quantiser = faiss.IndexPQ(8, 2, 4)
+    for index in (quantiser, faiss.IndexIDMap(quantiser)):
+        faiss.write_index(index, str(tmp_path / "empty.faiss"))
+        assert "it is empty" in run("import-faiss", tmp_path / "empty.faiss", "-o", tmp_path / "e.bin", code=1).stderr
     (tmp_path / "x.faiss").write_bytes(b"no index")
     assert "x.faiss" in run("import-faiss", tmp_path / "x.faiss", "-o", tmp_path / "x.bin", code=1).stderr
     faiss.write_index(faiss.IndexFlatL2(4), str(tmp_path / "flat.faiss"))

@@ -54,7 +54,7 @@ def test_an_interruption_leaves_what_resume_completes(
     partial = tmp_path / "codes.bin.partial"
     said = interrupted(*request, out, mark=tmp_path / "mark")
     kept = re.search(
-        rf"interrupted\. The (\d+) that are done are kept in {re.escape(str(partial))}: .*--resume", said[1]
+        rf"interrupted\. What is done, (\d+) images, is kept in {re.escape(str(partial))}: .*--resume", said[1]
     )
     assert 0 < int(kept[1]) <= 100
     assert (said[0], said[2]) == ("", 130)
@@ -77,7 +77,7 @@ def test_an_interruption_before_the_first_segment_keeps_what_is_done(run, pixels
     request = ["compress", pixels, "-m", model, "--batch-size", "10", "--workers", "1", "-o"]
     said = interrupted(*request, out, mark=tmp_path / "mark", sent=sent, small=False)
     assert said[2] == code
-    assert re.search(r"The (9\d|100) that are done are kept", said[1])
+    assert re.search(r"done, (9\d|100) images, is kept", said[1])
     run(*request, out, "--resume")
     run(*request, whole)
     assert out.read_bytes() == whole.read_bytes()

@@ -125,3 +125,16 @@ def test_training_on_a_matrix_makes_a_model_of_it(run, vectors, tmp_path):
     run("compress", folder / "vectors.npy", "-m", head, "-o", tmp_path / "codes.bin", "--device", "cpu")
     found = json_of(run("info", tmp_path / "codes.bin", "--json"))
     assert (found["images"], found["latents"]) == (298, 16)
+
+
+@pytest.mark.parametrize("pattern", ["part-*.parquet", "part-{0..1}.parquet"])
+def test_a_pattern_is_taken_wherever_tables_are(run, refused, vectors, tmp_path, rng, pattern):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows, labels = rng.normal(size=(150, 64)).tolist(), ["a", "b", "c"] * 50
+    for i in range(2):
+        parquet.write_table(pa.table({"v": rows, "label": labels}), tmp_path / f"part-{i}.parquet")
+    given, head = tmp_path / pattern, vectors[1]
+    assert json_of(run("train", given, "-o", tmp_path / "m.safetensors", "--rate", "16", "--json"))["images"] == 270
+    assert json_of(run("compress", given, "-m", head, "-o", tmp_path / "a.bin", "--json"))["images"] == 300
+    assert "300 rows" in run("evaluate", given, "-m", head, "--label-column", "label").stdout
+    assert "no such file" in refused("train", tmp_path / "none-*.parquet", "-o", tmp_path / "n.safetensors")

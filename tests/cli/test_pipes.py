@@ -78,7 +78,7 @@ def test_a_stream_that_breaks_off_keeps_what_came_before(run, images, model, cod
     kept, all_of_it = symbols_by_name(out), symbols_by_name(codes)
     assert 10 < len(kept) < 42
     assert kept.items() <= all_of_it.items()
-    assert f"The {len(kept)} images before are kept" in said
+    assert f"What came before, {len(kept)} images, is kept" in said
 
 
 def test_an_interruption_keeps_what_came_in(images, model, tmp_path):
@@ -102,7 +102,7 @@ def test_an_interruption_keeps_what_came_in(images, model, tmp_path):
         finally:
             child.kill()
     assert (out, child.returncode) == (b"", 130)
-    assert said.startswith(b"stochcl: interrupted. The ")
+    assert said.startswith(b"stochcl: interrupted. What came before, ")
     assert b"--salvage" in said
     assert (tmp_path / "a.bin.partial").exists()
 

@@ -28,6 +28,17 @@ def test_numbers_are_written_out_as_bash_does(pattern, paths):
     assert [str(path) for path in expand(pattern)] == paths
 
 
+def test_a_star_stands_for_the_files_that_are_there(tmp_path):
+    for name in ("b10.tar", "b9.tar", "a.tar", ".b.tar"):
+        (tmp_path / name).write_bytes(b"")
+    assert expand(tmp_path / "b*.tar") == [tmp_path / "b10.tar", tmp_path / "b9.tar"]
+    assert expand(tmp_path / "b{9..10}*") == [tmp_path / "b9.tar", tmp_path / "b10.tar"]
+    assert expand(tmp_path / "c*") == [tmp_path / "c*"]
+    assert expand("https://example.org/*.tar") == ["https://example.org/*.tar"]
+    (tmp_path / "b*.tar").write_bytes(b"")
+    assert expand(tmp_path / "b*.tar") == [tmp_path / "b*.tar"]
+
+
 def test_a_name_that_is_there_is_no_pattern(tmp_path):
     path = tmp_path / "a{1..2}.tar"
     path.write_bytes(b"")
