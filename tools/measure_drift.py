@@ -37,7 +37,8 @@ def main() -> None:
         stochcl.load().compress(DigitsSource(), digits)
         for count in LATENTS:
             told = measure_uncertainty(options.inside, outside=[digits], latents=count, seed=options.seed)
-            found[count] = {"images": told["images"], "outside": told["outside"]}
+            outside = [one | {"what": Path(one["what"]).name} for one in told["outside"]]
+            found[count] = {"images": told["images"], "outside": outside}
             print(f"{count} latents: {told['outside'][0]['scores']['code length']['auroc']:.3f}", file=sys.stderr)
     result = {
         "schema": "stochcl.benchmark.drift/1",
