@@ -37,9 +37,8 @@ class IntegerNetwork(Network):
 
     Every CPU gets the same numbers, because no sum depends on its order or instructions:
 
-    - products of bytes add up in 32 bits; for CPUs that first add pairs in 16 bits (AVX2, and AVX-512 without VNNI),
-    no
-      two weights are large enough to overflow;
+    - products of bytes add up in 32 bits; some CPUs first add pairs in 16 bits (AVX2, and AVX-512 without VNNI), for
+      which no two weights are too large;
     - the terms of a residual sum share one scale, so that the runtime, which adds floats, adds whole numbers;
     - spatial means are of sums of integers below 2**24, which float32 holds exactly.
     """

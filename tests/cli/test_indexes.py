@@ -1,6 +1,7 @@
 """`stochcl export` and `import-faiss`: what FAISS finds is what vectors give, and its codes come back."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,16 @@ def test_an_index_finds_what_search_finds(run, codes, faiss, factory, tmp_path):
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosine, _ = index.search(unit[:5], 1)
     np.testing.assert_allclose(cosine[:, 0], 1, atol=1e-5)
+
+
+def test_vectors_for_cosines_have_length_1(run, faiss, tmp_path):
+    path = Path(__file__).parents[1] / "golden" / "residual-map.bin"
+    run("export", path, "--faiss", tmp_path / "i.faiss")
+    with stochcl.open(path) as archive:
+        vectors = archive.to_vectors()
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert np.abs(np.linalg.norm(vectors, axis=1) - 1).min() > 1e-3
+    np.testing.assert_allclose(faiss.read_index(str(tmp_path / "i.faiss")).reconstruct_n(), unit, atol=1e-6)
 
 
 def test_distances_bits_and_matrices(run, codes, faiss, tmp_path):

@@ -14,7 +14,7 @@ RESIDUAL = ["golden/residual.bin", "golden/residual-map.bin", "golden/residual-s
             "released/general-927f5774.bin"]  # fmt: skip
 
 
-@pytest.mark.parametrize("blocks", [1, 1024])
+@pytest.mark.parametrize("blocks", [1, 4, 1024])
 @pytest.mark.parametrize("name", RESIDUAL)
 def test_what_decoded_vectors_give(name, blocks, rng, monkeypatch):
     monkeypatch.setattr(archive_index, "_BLOCKS", blocks)

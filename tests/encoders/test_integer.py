@@ -76,6 +76,10 @@ def test_other_networks_and_devices_are_refused_in_integers(tmp_path):
     assert (codec.device, codec.runtime, codec.with_runtime("torch").precision) == ("cpu", "onnx", "fp32")
     assert stochcl.load(device="cpu").precision == "int8"
     model = tmp_path / "model.safetensors"
+    tuned = make_encoder(backbone="efficientnet-lite0", size=32)
+    tuned.set_classes(("a", "b"), "vectors")
+    save_model(tuned, model, {})
+    assert stochcl.load(model, device="cpu").precision == "fp32"
     save_model(make_encoder(), model, {})
     assert stochcl.load(model, device="cpu").precision == "fp32"
     with pytest.raises(UsageError, match="int8"):
