@@ -26,8 +26,8 @@ _SIMPLE: dict[str, Callable[[str], Any]] = {
 _WITH_NUMBERS: dict[str, Callable[[str], Any]] = {
     r"timestamp\[(s|ms|us)\]": datetime.fromisoformat,
     r"timestamp\[(s|ms|us), tz=([\w/+:-]+)\]": datetime.fromisoformat,
-    r"decimal128\((\d{1,2}), (\d{1,2})\)": Decimal,
-    r"fixed_size_binary\[(\d{1,4})\]": bytes.fromhex,
+    r"decimal128\(([1-9]|[12]\d|3[0-8]), (\d{1,2})\)": Decimal,
+    r"fixed_size_binary\[([1-9]\d{0,3})\]": bytes.fromhex,
 }
 
 
@@ -78,8 +78,23 @@ def id_type(kind: str) -> Any:
     import pyarrow as pa
 
     if kind == "extension<arrow.uuid>":
-        return pa.uuid()
+        return pa.uuid() if hasattr(pa, "uuid") else pa.binary(16)  # pyarrow has it since version 18
     for make, pattern in zip((pa.timestamp, pa.timestamp, pa.decimal128, pa.binary), _WITH_NUMBERS, strict=True):
         if found := re.fullmatch(pattern, kind):
             return make(*(int(part) if part.isdecimal() else part for part in found.groups()))
     return pa.type_for_alias(kind)
+
+
+def id_array(names: Sequence[str], kind: str) -> Any:
+    """Return the ids that names stand for as an Arrow array, with nulls for those that the type cannot hold."""
+    import pyarrow as pa
+
+    wanted, values = id_type(kind), id_values(names, kind)
+    with suppress(ValueError, TypeError, OverflowError):  # pyarrow's own errors are of these
+        return pa.array(values, wanted)
+    for i, value in enumerate(values):
+        try:
+            pa.array([value], wanted)
+        except (ValueError, TypeError, OverflowError):
+            values[i] = None
+    return pa.array(values, wanted)

@@ -10,7 +10,7 @@ import numpy as np
 from stochcl.codes import Codes, folder_label, symbol_dtype
 from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
 from stochcl.compress.header import EMBEDDER_KEY, Embedder
-from stochcl.compress.ids import id_type, id_values, ids_of
+from stochcl.compress.ids import id_array, id_type, ids_of
 from stochcl.errors import LabelsError, NameNotFound, UsageError, require
 from stochcl.lazy import cached_property
 from stochcl.messages import Progress, escape_name, silent
@@ -426,8 +426,7 @@ class DecodedRows:
                 for texts in (self.names, self.labels)
             ]
             if self.ids is not None and self.names is not None:
-                kind = schema.field(1).type
-                columns.insert(1, pa.array(id_values(self.names[where], self.ids[1]), kind))
+                columns.insert(1, id_array(self.names[where], self.ids[1]))
             if self.uncertainty is not None:
                 columns.append(pa.array(self.uncertainty[where], pa.float32()))
             if self.symbols:

@@ -213,6 +213,18 @@ def test_ids_come_back_in_their_type(made: Path, tmp_path: Path, kind: str, endi
     assert back.to_pylist() == ids.to_pylist()
 
 
+@pytest.mark.parametrize("kind", ["hash", "decimal", "time"])
+def test_names_that_the_type_of_ids_cannot_hold_are_nulls(made: Path, tmp_path: Path, kind: str) -> None:
+    """Rows may be appended under other names: bytes of another length, decimals with more digits, later times."""
+    arrow_type, value = TYPED[kind]
+    codec = stochcl.load(made / "head.safetensors", device="cpu")
+    codec.compress(table(slice(0, 5), pa.array([value] * ROWS, arrow_type)), tmp_path / "a.bin", id_column="uid")
+    other = pa.array([{"hash": "abcd", "decimal": "123456789012.345", "time": "9999-99"}[kind]] * ROWS)
+    append(tmp_path / "a.bin", table(slice(5, 7), other), codec)
+    archives.decompress(tmp_path / "a.bin", tmp_path / "out.parquet")
+    assert parquet.read_table(tmp_path / "out.parquet")["uid"].to_pylist() == [value] * 5 + [None] * 2
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "memory"])
 def test_a_table_without_rows_is_refused(made: Path, tmp_path: Path, kind: str) -> None:
     """As an empty matrix is."""
