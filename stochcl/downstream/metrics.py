@@ -191,7 +191,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     p, z = right / total, _Z**2 / total
     centre = (p + z / 2) / (1 + z)
     half = _Z * math.sqrt(p * (1 - p) / total + z / (4 * total)) / (1 + z)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p))  # p is within, past rounding
 
 
 def bootstrap_r_squared(

@@ -23,9 +23,11 @@ def test_wilsons_interval_is_the_published_one(right, total, interval):
     assert metrics.wilson(right, total) == pytest.approx(interval, abs=5e-5)
 
 
-def test_wilsons_interval_stays_between_0_and_1():
-    assert metrics.wilson(0, 5)[0] == 0
-    assert metrics.wilson(5, 5)[1] == 1
+def test_wilsons_interval_holds_the_proportion_and_stays_between_0_and_1():
+    for total in range(1, 120):  # from 1.0 the formula's upper bound is 1 less one rounding for some totals
+        for right in range(total + 1):
+            low, high = metrics.wilson(right, total)
+            assert 0 <= low <= right / total <= high <= 1
 
 
 def test_the_bootstrap_covers_the_r_squared_of_the_population(rng):
