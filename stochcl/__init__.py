@@ -149,5 +149,4 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return getattr(import_module(homes[name]), name)
-    msg = f"module 'stochcl' has no attribute {name!r}"
-    raise AttributeError(msg)
+    raise AttributeError(f"module 'stochcl' has no attribute {name!r}")

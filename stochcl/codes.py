@@ -26,8 +26,7 @@ def bits_per_symbol(alphabet: int) -> int:
     [1, 2, 2, 8]
     """
     if not 2 <= alphabet <= MAX_ALPHABET:
-        msg = f"an alphabet has 2 to {MAX_ALPHABET} symbols, not {alphabet}"
-        raise ValueError(msg)
+        raise ValueError(f"an alphabet has 2 to {MAX_ALPHABET} symbols, not {alphabet}")
     return (alphabet - 1).bit_length()
 
 
@@ -81,16 +80,14 @@ class Codes:
     def __post_init__(self) -> None:
         width = -(-self.latents * bits_per_symbol(self.alphabet) // 8)
         if self.packed.dtype != np.uint8 or self.packed.ndim != 2 or self.packed.shape[1] != width:
-            msg = (
+            raise ValueError(
                 f"{self.latents} latents of {self.alphabet} values pack into uint8 rows of {width} bytes, "
                 f"not {self.packed.dtype} of shape {self.packed.shape}"
             )
-            raise ValueError(msg)
         for field in ("names", "labels", "uncertainty"):
             value = getattr(self, field)
             if value is not None and len(value) != len(self.packed):
-                msg = f"{len(self.packed)} rows but {len(value)} {field}"
-                raise ValueError(msg)
+                raise ValueError(f"{len(self.packed)} rows but {len(value)} {field}")
 
     @classmethod
     def from_symbols(
@@ -112,14 +109,11 @@ class Codes:
         bits_per_symbol(alphabet)
         array = np.asarray(symbols)
         if array.ndim != 2:
-            msg = f"symbols have shape (N, D), not {array.shape}"
-            raise ValueError(msg)
+            raise ValueError(f"symbols have shape (N, D), not {array.shape}")
         if array.size and array.dtype.kind not in "iub":  # 0.9 would silently become 0
-            msg = f"symbols are integers, not {array.dtype}"
-            raise ValueError(msg)
+            raise ValueError(f"symbols are integers, not {array.dtype}")
         if array.size and (array.min() < 0 or array.max() >= alphabet):
-            msg = f"symbols lie in 0..{alphabet - 1}; found {array.min()}..{array.max()}"
-            raise ValueError(msg)
+            raise ValueError(f"symbols lie in 0..{alphabet - 1}; found {array.min()}..{array.max()}")
         decisions = symbols_to_decisions(array.astype(symbol_dtype(alphabet)), alphabet)
         return cls(
             packed=np.packbits(decisions, axis=1),
@@ -169,8 +163,7 @@ class Codes:
         else:
             index = np.arange(len(self))[rows]
         if index.ndim != 1:
-            msg = "rows are chosen by an integer, a slice, a list of integers, or a mask of all rows"
-            raise IndexError(msg)
+            raise IndexError("rows are chosen by an integer, a slice, a list of integers, or a mask of all rows")
 
         def take(values: Sequence[str] | None) -> tuple[str, ...] | None:
             return None if values is None else tuple(values[i] for i in index)
@@ -192,8 +185,7 @@ class Codes:
             If ``latents`` is not in ``1 .. self.latents``.
         """
         if not 1 <= latents <= self.latents:
-            msg = f"a prefix has 1 to {self.latents} latents, not {latents}"
-            raise ValueError(msg)
+            raise ValueError(f"a prefix has 1 to {self.latents} latents, not {latents}")
         kept = latents * bits_per_symbol(self.alphabet)
         packed = self.packed[:, : -(-kept // 8)].copy()
         if kept % 8:
@@ -210,12 +202,10 @@ class Codes:
             If ``parts`` is empty or their latents or alphabets differ.
         """
         if not parts:
-            msg = "nothing to concatenate"
-            raise ValueError(msg)
+            raise ValueError("nothing to concatenate")
         first = parts[0]
         if any((p.latents, p.alphabet) != (first.latents, first.alphabet) for p in parts):
-            msg = "codes of different shapes cannot be joined"
-            raise ValueError(msg)
+            raise ValueError("codes of different shapes cannot be joined")
 
         def join(field: str) -> tuple[str, ...] | None:
             values = [getattr(p, field) for p in parts]

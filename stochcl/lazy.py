@@ -31,5 +31,4 @@ class cached_property(Generic[T]):  # noqa: N801 - as functools calls its own
     def __get__(self, instance: object | None, owner: type | None = None) -> Self | T:
         if instance is None:
             return self
-        value: T = instance.__dict__.setdefault(self._name, self._compute(instance))
-        return value
+        return instance.__dict__.setdefault(self._name, self._compute(instance))

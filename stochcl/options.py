@@ -80,8 +80,7 @@ def declared(cls: type[Options]) -> dict[str, Field[Any]]:
 
 def option_of(one: Field[Any]) -> Option:
     """Return a field's Option."""
-    made: Option = one.metadata.get(_KEY, Option())
-    return made
+    return one.metadata.get(_KEY, Option())
 
 
 def kind_of(one: Field[Any]) -> str:

@@ -241,8 +241,7 @@ def _vectors(decoder: Any, symbols: NDArray[np.integer]) -> NDArray[np.float32]:
 
     Sums in single precision do, on some processors; rounding from double precision hides it.
     """
-    found: NDArray[np.float32] = decoder.decode(symbols, np.float64).astype(np.float32)
-    return found
+    return decoder.decode(symbols, np.float64).astype(np.float32)
 
 
 class CodesTransformer(
@@ -360,8 +359,7 @@ class CodesTransformer(
             codes: NDArray[Any] = archive[[rows[name] for name in names]].prefix(self.latents_).symbols()
             if self.output == "symbols" or archive.decoder is None:
                 return codes
-            found: NDArray[Any] = archive.decoder.decode(codes)
-            return found
+            return archive.decoder.decode(codes)
 
     def _check_model(self, found: str) -> None:
         if found != self.model_sha256_:

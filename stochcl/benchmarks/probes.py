@@ -200,8 +200,7 @@ def neighbours(queries: NDArray[np.float32], base: NDArray[np.float32], own: NDA
 
 def recalls(true: NDArray[np.intp], found: NDArray[np.intp]) -> NDArray[np.floating]:
     """Return the fraction of each query's true neighbours, shape (n, 10), that were found."""
-    hits: NDArray[np.floating] = (true[:, :, None] == found[:, None, :]).any(axis=2).mean(axis=1)
-    return hits
+    return (true[:, :, None] == found[:, None, :]).any(axis=2).mean(axis=1)
 
 
 def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -217,8 +216,7 @@ def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
     found = np.cumsum(relevant, axis=1)
     precision = found / np.arange(1, relevant.shape[1] + 1)
     total = found[:, -1] if relevant.shape[1] else np.zeros(len(relevant))
-    averaged: NDArray[np.float64] = (precision * relevant).sum(axis=1) / np.maximum(total, 1)
-    return averaged
+    return (precision * relevant).sum(axis=1) / np.maximum(total, 1)
 
 
 CODINGS = ("packed", "independent", "linear", "network")

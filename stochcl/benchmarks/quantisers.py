@@ -131,8 +131,7 @@ def train_product(
     pq.train(apply(vectors[:rows]))
 
     def quantise(values: Matrix) -> NDArray[np.uint8]:
-        codes: NDArray[np.uint8] = pq.compute_codes(apply(np.ascontiguousarray(values, np.float32)))
-        return codes
+        return pq.compute_codes(apply(np.ascontiguousarray(values, np.float32)))
 
     return quantise, rotation, faiss.vector_to_array(pq.centroids).reshape(indices, CENTROIDS, width // indices)
 

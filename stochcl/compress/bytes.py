@@ -223,8 +223,7 @@ class RemoteReader(ByteReader):
             raise ValueError(_CLOSED)
         if size > 2 * _PAGE:  # one request, without evicting cached pages
             return self._fetch(offset, offset + size)
-        data: bytes = self._cache._fetch(offset, offset + size)
-        return data
+        return self._cache._fetch(offset, offset + size)
 
     def _fetch(self, start: int, end: int) -> bytes:
         end = min(end, self.size)

@@ -77,8 +77,7 @@ class Sample:
 
 def _by_frequency(values: NDArray[np.integer]) -> list[int]:
     found, counts = np.unique(values, return_counts=True)
-    result: list[int] = found[np.argsort(-counts, kind="stable")].tolist()
-    return result
+    return found[np.argsort(-counts, kind="stable")].tolist()
 
 
 def value_counts(symbols: NDArray[np.integer], alphabet: int) -> NDArray[np.int64]:
@@ -90,8 +89,7 @@ def entropies(counts: NDArray[np.integer]) -> NDArray[np.float64]:
     """Return the entropy of each latent in bits, shape (D,), from value counts, shape (D, K)."""
     from scipy.stats import entropy
 
-    found: NDArray[np.float64] = entropy(counts, base=2, axis=1)
-    return found
+    return entropy(counts, base=2, axis=1)
 
 
 def weights(sample: Sample) -> NDArray[np.float64]:
@@ -107,8 +105,7 @@ def weights(sample: Sample) -> NDArray[np.float64]:
     products = np.zeros((sample.symbols.shape[1], centred.shape[1]), np.float32)
     for rows, part in _scaled(sample.symbols):
         products += part.T @ centred[rows]
-    found: NDArray[np.float64] = np.square(products, dtype=np.float64).sum(axis=1) / len(sample) / total
-    return found
+    return np.square(products, dtype=np.float64).sum(axis=1) / len(sample) / total
 
 
 def _between(values: NDArray[np.integer], centred: NDArray[np.floating]) -> float:
@@ -263,8 +260,7 @@ def _along(sample: Sample, members: NDArray[np.bool_]) -> NDArray[np.float64]:
         return np.zeros(len(members))
     x = sample.x.astype(np.float32, copy=False)
     direction = x[members].mean(axis=0) - x[~members].mean(axis=0)
-    found: NDArray[np.float64] = np.nan_to_num((x @ direction).astype(np.float64))
-    return found
+    return np.nan_to_num((x @ direction).astype(np.float64))
 
 
 def _labels_of(

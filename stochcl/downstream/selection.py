@@ -136,8 +136,7 @@ def _targets(y: NDArray[Any]) -> NDArray[np.float64]:
         classes, numbers = np.unique(y, return_inverse=True)
         targets = np.eye(len(classes))[numbers]
         shares = targets.mean(axis=0)
-        found: NDArray[np.float64] = (targets - shares) / np.sqrt(shares)
-        return found
+        return (targets - shares) / np.sqrt(shares)
     values = np.asarray(y, np.float64).reshape(len(y), -1)
     centred: NDArray[np.float64] = values - values.mean(axis=0)
     spread = centred.std(axis=0)

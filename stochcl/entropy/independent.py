@@ -79,8 +79,7 @@ def node_counts(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def quantised(probabilities: NDArray[np.floating]) -> NDArray[np.int32]:
     """Round probabilities to multiples of 1/4096, numerators 1..4095, so that nothing is impossible."""
     rounded = np.rint(np.asarray(probabilities, np.float64) * DENOMINATOR)
-    numerators: NDArray[np.int32] = np.clip(rounded, 1, DENOMINATOR - 1).astype(np.int32)
-    return numerators
+    return np.clip(rounded, 1, DENOMINATOR - 1).astype(np.int32)
 
 
 _HEAD = struct.Struct("<II")
@@ -146,8 +145,7 @@ class IndependentModel:
         """Return the bits of these codes under the table, summed over rows, shape (D,)."""
         ones, visits = node_counts(codes)
         p = self.ones / DENOMINATOR
-        bits: NDArray[np.float64] = -(ones * np.log2(p) + (visits - ones) * np.log2(1 - p)).sum(axis=1)
-        return bits
+        return -(ones * np.log2(p) + (visits - ones) * np.log2(1 - p)).sum(axis=1)
 
     def ideal_bits(self, codes: Codes) -> float:
         """Return the total bits of these codes under the table: the lower bound for a coder."""

@@ -244,5 +244,4 @@ def latent_bits(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
     """Return the bits of each latent under a model, given earlier latents, summed over rows, shape (D,)."""
     if isinstance(model, IndependentModel):
         return model.bits_by_latent(codes)
-    bits: NDArray[np.float64] = model.bits_by_decision(codes).reshape(codes.latents, -1).sum(axis=1)
-    return bits
+    return model.bits_by_decision(codes).reshape(codes.latents, -1).sum(axis=1)

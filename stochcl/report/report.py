@@ -158,8 +158,7 @@ class View:
 
     def ranked(self) -> list[int]:
         """Return all columns, strongest first."""
-        found: list[int] = np.argsort(-self.found.scores, kind="stable").tolist()
-        return found
+        return np.argsort(-self.found.scores, kind="stable").tolist()
 
     def cost_plot(self) -> Markup:
         """Draw the cumulative bits of the first latents."""
