@@ -34,9 +34,9 @@ from stochcl.api.source import (
 from stochcl.api.summary import Edit, Report
 from stochcl.compress import Archive
 from stochcl.compress.append import Appender
+from stochcl.compress.columns import ids_of
 from stochcl.compress.edit import has_part
 from stochcl.compress.header import Embedder, check_embedder
-from stochcl.compress.ids import ids_of
 from stochcl.data import ImageSource, LabelTable, MatrixSource, SubsetSource, missing_from, read_labels
 from stochcl.data.arrow import ArrowSource
 from stochcl.encoders.engine import RUNTIMES

@@ -19,8 +19,8 @@ from stochcl.api.labels import labels_of
 from stochcl.api.summary import Edit, Report, external_tables_note
 from stochcl.api.target import SAMPLE, Sample, Target, decoded, narrowest, target_note
 from stochcl.compress import Archive, FolderArchive, edit, open_archive
+from stochcl.compress.columns import ids_of
 from stochcl.compress.export import Exported, export
-from stochcl.compress.ids import ids_of
 from stochcl.compress.sharded import join
 from stochcl.compress.transcode import Transcoding, fit_models, sample
 from stochcl.data import read_labels

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stochcl.compress.columns import ids_of
 from stochcl.compress.header import Embedder, check_embedder
-from stochcl.compress.ids import ids_of
 from stochcl.compress.segment import RawSegment, StoredSegment, as_version
 from stochcl.compress.writer import Writer
 from stochcl.entropy.model import FITTED, EntropyModel, unpack_model

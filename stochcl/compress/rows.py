@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from stochcl.codes import Codes, folder_label, symbol_dtype
-from stochcl.compress.columns import LazyStrings, StringColumn, to_unicode
+from stochcl.compress.columns import LazyStrings, StringColumn, id_array, id_type, ids_of, to_unicode
 from stochcl.compress.header import EMBEDDER_KEY, Embedder
-from stochcl.compress.ids import id_array, id_type, ids_of
 from stochcl.errors import LabelsError, NameNotFound, UsageError, require
 from stochcl.lazy import cached_property
 from stochcl.messages import Progress, escape_name, silent

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "archive_index": ("ArchiveIndex",),
+    "distances": ("ArchiveIndex",),
     "evaluation": ("Evaluation", "evaluate", "evaluate_split", "fit"),
     "metrics": ("wilson",),
     "neighbors": ("CodeIndex", "HammingKNeighborsClassifier", "HammingKNeighborsRegressor"),

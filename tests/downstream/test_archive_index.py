@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import stochcl
-from stochcl.downstream import ArchiveIndex, CodeIndex, archive_index
+from stochcl.downstream import ArchiveIndex, CodeIndex
+from stochcl.downstream import distances as search
 from stochcl.errors import UsageError
 
 TESTS = Path(__file__).parents[1]
@@ -17,7 +18,7 @@ RESIDUAL = ["golden/residual.bin", "golden/residual-map.bin", "golden/residual-s
 @pytest.mark.parametrize("blocks", [1, 4, 1024])
 @pytest.mark.parametrize("name", RESIDUAL)
 def test_what_decoded_vectors_give(name, blocks, rng, monkeypatch):
-    monkeypatch.setattr(archive_index, "_BLOCKS", blocks)
+    monkeypatch.setattr(search, "_BLOCKS", blocks)
     with stochcl.open(TESTS / name) as archive:
         index, vectors = ArchiveIndex(archive), archive.to_vectors()
     count = min(4, len(vectors))
