@@ -63,19 +63,8 @@ def target_of(path: PathLike) -> Path:
     return Path(os.path.realpath(path) if is_link else path)
 
 
-def exists(path: PathLike) -> bool:
-    """Return whether a path exists; False where pathlib raises (a name too long, a closed folder)."""
-    return os.path.exists(path)  # noqa: PTH110
-
-
-def is_file(path: PathLike) -> bool:
-    """Return whether a path is a file; False where pathlib raises."""
-    return os.path.isfile(path)  # noqa: PTH113
-
-
-def is_folder(path: PathLike) -> bool:
-    """Return whether a path is a folder; False where pathlib raises."""
-    return os.path.isdir(path)  # noqa: PTH112
+exists, is_file, is_folder = os.path.exists, os.path.isfile, os.path.isdir
+"""As in pathlib, but False where pathlib raises: for a name that is too long, or a closed folder."""
 
 
 def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
@@ -112,8 +101,7 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
         mask = os.umask(0)
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-        sync_folder(path.parent)
+        rename(Path(temporary), path)
     except BaseException:
         with suppress(OSError):
             Path(temporary).unlink()
@@ -342,6 +330,12 @@ def _is_held(process: int, host: str) -> bool:
     return True
 
 
+def rename(path: Path, to: Path) -> None:
+    """Rename a file and make that durable, if the system can."""
+    path.replace(to)
+    sync_folder(to.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in this folder durable, if the system can."""
     with suppress(OSError):  # Windows does not open folders; some network file systems do not sync them
@@ -350,6 +344,17 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def open_for_changes(path: Path) -> FileIO:
+    """Open an existing file for changes in place."""
+    try:
+        with writing(path):
+            return path.open("r+b", buffering=0)
+    except OutputError as exc:
+        if isinstance(exc.__cause__, FileNotFoundError):
+            raise SourceNotFound(f"{escape_name(path)}: there is no such file.") from exc
+        raise
 
 
 def check_exists(path: PathLike) -> None:

@@ -195,7 +195,7 @@ def _unpack_many(data: bytes, count: int, start: int) -> tuple[list[int], int] |
     return values.tolist(), start + int(ends[-1]) + 1
 
 
-def unpack(layout: struct.Struct, data: bytes, offset: int, what: str) -> tuple[int, ...]:
+def unpack(layout: struct.Struct, data: bytes, offset: int, what: str) -> tuple[Any, ...]:
     """Read a structure at an offset; raise Truncated if the data ends inside it."""
     if offset < 0 or len(data) < offset + layout.size:
         raise Truncated(f"{what} ends too early: {len(data) - offset:,} bytes of {layout.size}")

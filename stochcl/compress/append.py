@@ -16,10 +16,10 @@ from stochcl.compress.index import Index, check_earlier, complete_ends, pack_ski
 from stochcl.compress.journal import Record, append_journal
 from stochcl.compress.segment import SegmentHead, StoredSegment, decode_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS
-from stochcl.compress.writer import JournaledWriter, open_for_changes
+from stochcl.compress.writer import JournaledWriter
 from stochcl.entropy.model import FITTED, Candidate
 from stochcl.errors import FormatError, OutputError, SourceError, StochclError, UsageError
-from stochcl.files import PathLike, WriteLock, write_all, writing
+from stochcl.files import PathLike, WriteLock, open_for_changes, write_all, writing
 from stochcl.framing import END_MAGIC, MAX_RETIRED, TRAILER, crc
 from stochcl.messages import escape_name
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -183,9 +182,7 @@ class Archive(ArchiveBase):
             blocks, rows = np.divmod(index - self._starts[segments], self._rows_per_block[segments])
             numbers = self._first_blocks[segments] + blocks
             order = np.argsort(numbers, kind="stable")
-            numbers = numbers[order]
-            ends = [*((numbers[1:] != numbers[:-1]).nonzero()[0] + 1).tolist(), len(order)] if len(order) else []
-            places = [order[a:b] for a, b in pairwise([0, *ends])]
+            places = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else []
             wanted = [(int(segments[where[0]]), int(blocks[where[0]])) for where in places]
             done = 0
             for group in self._groups(wanted):

@@ -11,15 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
-from stochcl.errors import (
-    BadMagic,
-    ChecksumMismatch,
-    FormatError,
-    SourceError,
-    SourceNotFound,
-    StochclError,
-    Truncated,
-)
+from stochcl.errors import BadMagic, ChecksumMismatch, FormatError, SourceError, StochclError, Truncated, error_of
 from stochcl.files import PathLike, pread_all, read_all
 from stochcl.messages import os_reason
 from stochcl.remote import Remote, is_url, url_errors
@@ -274,14 +266,11 @@ class ArchiveErrors:
         if isinstance(exc, FormatError) and not str(exc).startswith(f"{self._shown}: "):
             advice = f"; {_ADVICE[type(exc)]}" if type(exc) in _ADVICE else ""
             raise type(exc)(f"{self._shown}: {exc}{advice}.") from exc
-        if isinstance(exc, StochclError):  # some are OSErrors
+        if not isinstance(exc, OSError) or isinstance(exc, StochclError):  # some of ours are OSErrors
             return
+        reason = f"it cannot be read: {os_reason(exc)}"
         if isinstance(exc, FileNotFoundError):
-            raise SourceNotFound(f"{self._shown}: there is no such file.") from exc
-        if isinstance(exc, IsADirectoryError):
-            raise SourceError(
-                f"{self._shown}: this is a folder, and one archive is needed; `stochcl merge` makes one of a folder "
-                "of shards."
-            ) from exc
-        if isinstance(exc, OSError):
-            raise SourceError(f"{self._shown}: it cannot be read: {os_reason(exc)}.") from exc
+            reason = "there is no such file"
+        elif isinstance(exc, IsADirectoryError):
+            reason = "this is a folder, and one archive is needed; `stochcl merge` makes one of a folder of shards"
+        raise error_of(SourceError, exc, f"{self._shown}: {reason}.") from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import zipfile
 from dataclasses import dataclass
@@ -163,18 +164,8 @@ def _write_array(
         file.write(np.ascontiguousarray(part, dtype).tobytes())
 
 
-class _Utf8:
-    """A text file for ``csv``, which needs only ``write``."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-
-    def write(self, text: str) -> int:
-        return self.file.write(text.encode("utf-8"))
-
-
 def _csv(rows: DecodedRows, file: IO[bytes]) -> None:
-    out = csv.writer(_Utf8(file))
+    out = csv.writer(codecs.getwriter("utf-8")(file))
     out.writerow(
         ["name", "label"]
         + ([] if rows.uncertainty is None else ["uncertainty"])

@@ -311,9 +311,7 @@ class Embedder:
 
     def to_json(self) -> dict[str, Any]:
         """Return the known fields as JSON types."""
-        return {
-            one.name: value for one in fields(self) if (value := getattr(self, one.name)) not in ("", None, 0)
-        } | ({} if self.normalised is None else {"normalised": self.normalised})
+        return {name: value for name, value in vars(self).items() if value or value is False}
 
     def __str__(self) -> str:
         return escape_name(f"{self.name}@{self.revision}" if self.revision else self.name)

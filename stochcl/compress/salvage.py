@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stochcl import framing
 from stochcl.compress.bytes import ArchiveErrors, ByteReader, Cache
 from stochcl.compress.columns import pack_labels, unpack_labels, unpack_uncertainty
 from stochcl.compress.header import read_header
@@ -20,18 +21,7 @@ from stochcl.entropy.model import FITTED, INDEPENDENT, NETWORK, OWN, EntropyMode
 from stochcl.entropy.tables import AnyTables, Tables, find_tables
 from stochcl.errors import BadMagic, FormatError, ModelMismatch, UnsupportedVersion
 from stochcl.files import PathLike, WriteLock, check_output, replacing, writing
-from stochcl.framing import (
-    BLOCK,
-    CHUNK,
-    HEAD,
-    MAX_SEGMENT_ROWS,
-    MAX_TABLE,
-    MAX_TABLES,
-    TRAILER,
-    crc,
-    pack_texts,
-    unpack_texts,
-)
+from stochcl.framing import BLOCK, CHUNK, HEAD, MAX_SEGMENT_ROWS, TRAILER, crc, pack_texts, unpack_texts
 from stochcl.messages import Progress, escape_name, silent
 
 if TYPE_CHECKING:
@@ -402,10 +392,18 @@ class Scanner:
         """Return the sound chunk that begins here, or None."""
         if (head := self._head(offset)) is not None:
             return Found(offset, head.size, b"SEGM", head)
-        if (size := self._sealed(offset, b"FITT")) is not None:
-            return Found(offset, size, b"FITT")
-        if (size := self._index(offset)) is not None:
-            return Found(offset, size, b"INDX")
+        if offset + CHUNK.size > self._reader.size:
+            return None
+        kind, length = CHUNK.unpack(self._reader.read(offset, CHUNK.size))
+        size: int = CHUNK.size + length
+        if offset + size > self._reader.size:
+            return None
+        if kind == b"FITT" and CHUNK.size + 4 <= size <= framing.MAX_TABLE:
+            data = self._reader.read(offset + CHUNK.size, length)
+            return Found(offset, size, kind) if crc(data[4:]) == int.from_bytes(data[:4], "little") else None
+        if kind == b"INDX" and offset + size + TRAILER.size <= self._reader.size:  # also a retired one
+            trailed = has_trailer(self._reader, offset, size)
+            return Found(offset, size + TRAILER.size, kind) if trailed else None
         return None
 
     def tables(self, start: int, sha256: str) -> tuple[Tables | None, int]:
@@ -415,7 +413,7 @@ class Scanner:
             kind, length = CHUNK.unpack(self._reader.read(start, CHUNK.size))
             ends = [start + CHUNK.size + length, *ends] if kind == b"TABL" else ends
         for end in ends:
-            if start + CHUNK.size < end <= min(self._reader.size, start + CHUNK.size + MAX_TABLES):
+            if start + CHUNK.size < end <= min(self._reader.size, start + CHUNK.size + framing.MAX_TABLES):
                 with suppress(FormatError):
                     found = Tables.from_bytes(self._reader.read(start + CHUNK.size, end - start - CHUNK.size))
                     if found.sha256 == sha256:
@@ -432,26 +430,3 @@ class Scanner:
                 with suppress(FormatError):
                     return read_head(data + self._reader.read(at + fixed, size), self._width, self._version)
         return self._known.get(at)
-
-    def _sealed(self, at: int, kind: bytes) -> int | None:
-        """Return the size of a fitted model's chunk here, or None."""
-        size = self._size(at, kind)
-        if size is None or not CHUNK.size + 4 <= size <= MAX_TABLE:
-            return None
-        data = self._reader.read(at + CHUNK.size, size - CHUNK.size)
-        return size if crc(data[4:]) == int.from_bytes(data[:4], "little") else None
-
-    def _index(self, at: int) -> int | None:
-        """Return the size of an index here with its trailer, or None; it may be a retired one."""
-        size = self._size(at, b"INDX")
-        if size is None or at + size + TRAILER.size > self._reader.size:
-            return None
-        return size + TRAILER.size if has_trailer(self._reader, at, size) else None
-
-    def _size(self, at: int, kind: bytes) -> int | None:
-        """Return the size of the chunk here, or None if it is of another kind or exceeds the file."""
-        if at + CHUNK.size > self._reader.size:
-            return None
-        found, length = CHUNK.unpack(self._reader.read(at, CHUNK.size))
-        whole: int = CHUNK.size + length
-        return whole if found == kind and at + whole <= self._reader.size else None

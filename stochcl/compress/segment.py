@@ -164,8 +164,7 @@ class SegmentHead:
 
 def read_head(data: bytes, decisions_per_row: int, version: int) -> SegmentHead:
     """Read the head at the start of a segment's chunk, without the index."""
-    framing.unpack(CHUNK, data, 0, "a segment")
-    kind, length = CHUNK.unpack_from(data)
+    kind, length = framing.unpack(CHUNK, data, 0, "a segment")
     if kind != KIND:
         raise FormatError("a segment does not begin here")
     size, checksum = framing.unpack(HEAD, data, CHUNK.size, "a segment")

@@ -15,32 +15,13 @@ from stochcl.codes import Codes
 from stochcl.compress.journal import Journal, Record
 from stochcl.compress.segment import SegmentHead, decode_segment, read_head, write_segment
 from stochcl.compress.segment_writer import SEGMENT_ROWS, Preamble, SegmentWriter
-from stochcl.errors import (
-    FormatError,
-    OutputError,
-    OutputExists,
-    SourceError,
-    SourceNotFound,
-    StochclError,
-    UsageError,
-)
-from stochcl.files import (
-    ROOM,
-    PathLike,
-    WriteLock,
-    check_output,
-    read_all,
-    sync_folder,
-    target_of,
-    write_all,
-    writing,
-)
+from stochcl.errors import FormatError, OutputExists, SourceError, StochclError, UsageError
+from stochcl.files import ROOM, PathLike, WriteLock, check_output, read_all, rename, target_of, write_all, writing
 from stochcl.framing import crc
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from io import FileIO
     from pathlib import Path
 
     from stochcl.compress.header import Header
@@ -189,17 +170,6 @@ class JournaledWriter(SegmentWriter):
             self._lock = None
 
 
-def open_for_changes(path: Path) -> FileIO:
-    """Open an existing file for changes in place."""
-    try:
-        with writing(path):
-            return path.open("r+b", buffering=0)
-    except OutputError as exc:
-        if isinstance(exc.__cause__, FileNotFoundError):
-            raise SourceNotFound(f"{escape_name(path)}: there is no such file.") from exc
-        raise
-
-
 class Writer(JournaledWriter):
     """Writes an archive row after row; use it in a ``with`` statement.
 
@@ -258,8 +228,9 @@ class Writer(JournaledWriter):
         self.path = target_of(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._journal = Journal(self.path.with_name(self.path.name + ".partial.journal"))
-        own = {"header": crc(self._preamble.data), "names": names, "uncertainty": uncertainty}
-        own |= {"segment_rows": segment_rows}
+        own = {
+            "header": crc(preamble.data), "names": names, "uncertainty": uncertainty, "segment_rows": segment_rows
+        }  # fmt: skip
         self._facts: dict[str, Any] = json.loads(json.dumps(own | (facts or {})))  # as the journal returns them
         self._begin(force=force, resume=resume)
 
@@ -271,7 +242,12 @@ class Writer(JournaledWriter):
                 check_output(self.path, None, force=force)
                 self._lock = WriteLock(self.path, escape_name(self.path))
                 check_output(self.path, None, force=force)  # again: the previous holder may have put a file there
-                there = self._look(force=force, resume=resume)
+                there = self.partial.exists()
+                if there and not (force or resume):
+                    raise OutputExists(
+                        f"{escape_name(self.partial)}: an interrupted run left this; pass --resume to continue it, "
+                        "or --force to start over."
+                    )
                 if resume and there and not self._only_begun():
                     self._resume()
                     return
@@ -286,16 +262,6 @@ class Writer(JournaledWriter):
         except BaseException:
             self._abandon()
             raise
-
-    def _look(self, *, force: bool, resume: bool) -> bool:
-        """Return whether there is a partial file; refuse to replace it unasked."""
-        there = self.partial.exists()
-        if there and not (force or resume):
-            raise OutputExists(
-                f"{escape_name(self.partial)}: an interrupted run left this; pass --resume to continue it, or "
-                "--force to start over."
-            )
-        return there
 
     def _only_begun(self) -> bool:
         """Return whether a run ended before its journal had any facts, so that there is no segment to continue."""
@@ -313,9 +279,7 @@ class Writer(JournaledWriter):
         if not found.is_of(self._facts):
             raise UsageError(f"{shown}: {self._differences(found.facts)}")
         self._file = self.partial.open("r+b", buffering=0)
-        if (
-            read_all(self._file, len(self._preamble.data)) != self._preamble.data
-        ):  # the facts match, so the file is damaged
+        if read_all(self._file, len(self._preamble.data)) != self._preamble.data:  # damaged, because the facts match
             self._file.seek(0)
             write_all(self._file, self._preamble.data)
         self._journal.start(self._facts, self._replay(found.records))
@@ -355,8 +319,7 @@ class Writer(JournaledWriter):
             os.fsync(file.fileno())
             file.close()
             self._file = None
-            self.partial.replace(self.path)
-            sync_folder(self.path.parent)
+            rename(self.partial, self.path)
         self._journal.remove()
         self._release()
 

@@ -19,9 +19,9 @@ from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
 from stochcl.entropy.vectors import Codebooks, ResidualDecoder, VectorDecoder
-from stochcl.errors import FormatError, ModelMismatch, UnsupportedVersion
+from stochcl.errors import FormatError, ModelMismatch, Truncated, UnsupportedVersion
 from stochcl.files import PathLike, refuse_pointer, replacing, writing
-from stochcl.framing import MAX_TABLES, check_crc, check_limit, crc, unpack
+from stochcl.framing import MAX_TABLES, ArrayReader, check_crc, check_limit, crc, inflate, unpack
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 
@@ -150,8 +150,7 @@ class Tables:
     @classmethod
     def from_bytes(cls, data: bytes) -> Tables:
         """Read tables from bytes, and run their self-test."""
-        unpack(_HEAD, data, 0, "the head of the tables")
-        magic, version, count, latents, alphabet, rungs = _HEAD.unpack_from(data)
+        magic, version, count, latents, alphabet, rungs = unpack(_HEAD, data, 0, "the head of the tables")
         if magic != MAGIC:
             raise FormatError(f"this is not a decoder: it begins with {magic.hex(' ')}")
         if version not in (VERSION, DEFLATED):
@@ -215,23 +214,16 @@ class Tables:
         return np.clip(self.decoder.decode(self._test_rows().symbols(), dtype), -_MAX_HALF, _MAX_HALF).reshape(-1)
 
     def _check(self, stored: bytes) -> None:
-        at, streams, expected_streams = 0, [], self._test_words()
-        for _ in expected_streams:
-            (count,) = unpack(struct.Struct("<I"), stored, at, "the self-test")
-            if len(stored) < at + 4 + 4 * count:
-                raise FormatError("the self-test of the tables ends too early")
-            streams.append(np.frombuffer(stored, "<u4", count, at + 4).astype(np.uint32))
-            at += 4 + 4 * count
-        if len(stored) % 2:
-            raise FormatError("the self-test of the tables ends too early")
-        vectors = np.frombuffer(stored[at:], "<f2").astype(np.float32)
+        reader, expected_streams = ArrayReader(stored, "the self-test"), self._test_words()
+        streams = [reader.take("<u4", int(reader.take("<u4", 1)[0])) for _ in expected_streams]
         expected = self._test_vectors(np.float32)
+        vectors = reader.take("<f2", len(expected)).astype(np.float32)
+        reader.end()
         # A network's stream is not decoded here: for wide codes that takes longer than the block itself, and its
         # probabilities come from the same integers in both directions.
         agrees = (
             all(map(np.array_equal, expected_streams, streams))
             and np.array_equal(decode_block(streams[0], _TEST_ROWS, self.entropy), self._test_rows().packed)
-            and len(vectors) == len(expected)
             and np.allclose(vectors, expected, rtol=_TOLERANCE, atol=_TOLERANCE)
         )
         if not agrees:
@@ -246,11 +238,12 @@ AnyTables = Tables | PathLike
 def _sections(data: bytes, start: int, count: int) -> dict[str, bytes]:
     sections = {}
     for _ in range(count):
-        kind, size, expected = _SECTION.unpack_from(_slice(data, start, _SECTION.size))
-        start += _SECTION.size
-        content = _slice(data, start, size)
-        start += size
+        kind, size, expected = unpack(_SECTION, data, start, "a section of the tables")
+        content = data[start + _SECTION.size : start + _SECTION.size + size]
+        start += _SECTION.size + size
         name = kind.rstrip(b"\0").decode("ascii", "replace")
+        if start > len(data):
+            raise Truncated(f"the {name} section of the tables ends too early")
         check_crc(expected, f"the {name} section of the tables", content)
         if name in sections:
             raise FormatError(f"the tables have two sections called {name}")
@@ -276,24 +269,12 @@ def _inflated(sections: dict[str, bytes]) -> dict[str, bytes]:
     """Inflate sections to their declared sizes, whose sum may not exceed MAX_TABLES."""
     found, room = {}, MAX_TABLES
     for name, content in sections.items():
-        (size,) = unpack(_INFLATED, content, 0, f"the {name} section of the tables")
-        check_limit(size, room, f"the size of the {name} section of the tables")
-        inflater = zlib.decompressobj()
-        try:
-            data = inflater.decompress(content[_INFLATED.size :], size + 1)
-        except zlib.error as exc:
-            raise FormatError(f"the {name} section of the tables cannot be inflated: {exc}") from exc
-        if len(data) != size or not inflater.eof or inflater.unused_data:
-            raise FormatError(f"the {name} section of the tables does not inflate to its {size:,} bytes")
-        found[name] = data
+        what = f"the bytes of the {name} section of the tables"
+        (size,) = unpack(_INFLATED, content, 0, what)
+        check_limit(size, room, f"the size of {what}")
+        found[name] = inflate(content[_INFLATED.size :], size, what)
         room -= size
     return found
-
-
-def _slice(data: bytes, start: int, size: int) -> bytes:
-    if len(data) < start + size:
-        raise FormatError("the tables end too early")
-    return data[start : start + size]
 
 
 def save_tables(tables: Tables, folder: PathLike) -> Path:

@@ -146,10 +146,9 @@ def with_section(data: bytes, kind: str, content: bytes) -> bytes:
 
 def test_a_section_that_inflates_to_more_than_it_says_is_refused_without_the_memory():
     data, bomb = make_residual_tables().data, zlib.compress(bytes(1 << 24))
-    with pytest.raises(FormatError, match="does not inflate"):
-        Tables.from_bytes(with_section(data, "residual", struct.pack("<I", 64) + bomb))
-    with pytest.raises(LimitExceeded):
-        Tables.from_bytes(with_section(data, "residual", struct.pack("<I", 1 << 31) + bomb))
+    for size in (64, 1 << 31):
+        with pytest.raises(LimitExceeded, match="the residual section"):
+            Tables.from_bytes(with_section(data, "residual", struct.pack("<I", size) + bomb))
     with pytest.raises(FormatError, match="cannot be inflated"):
         Tables.from_bytes(with_section(data, "residual", struct.pack("<I", 64) + b"nonsense"))
 
