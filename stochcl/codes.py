@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -145,10 +145,6 @@ class Codes:
         """Return the symbols, shape (N, D), uint8 (uint16 for alphabets above 256)."""
         return decisions_to_symbols(self.decisions(), self.alphabet)
 
-    @overload
-    def __getitem__(self, rows: int | np.integer) -> Codes: ...
-    @overload
-    def __getitem__(self, rows: slice | Sequence[int] | NDArray[np.generic]) -> Codes: ...
     def __getitem__(self, rows: int | np.integer | slice | Sequence[int] | NDArray[np.generic]) -> Codes:
         """Return the chosen rows as ``Codes``; an integer gives one row.
 

@@ -36,11 +36,7 @@ _ROWS = 1 << 16  # encoded at a time
 _FLOATS = [np.float64, np.float32, np.float16]
 
 
-class EmbeddingCoder(
-    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
-    TransformerMixin,  # type: ignore[misc]
-    BaseEstimator,  # type: ignore[misc]
-):
+class EmbeddingCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Learns a short discrete code of embeddings, and a decoder from codes to vectors.
 
     It fits a model of vectors, as ``stochcl train vectors.npy`` does: :meth:`save` writes it, and ``stochcl compress
@@ -244,11 +240,7 @@ def _vectors(decoder: Any, symbols: NDArray[np.integer]) -> NDArray[np.float32]:
     return decoder.decode(symbols, np.float64).astype(np.float32)
 
 
-class CodesTransformer(
-    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
-    TransformerMixin,  # type: ignore[misc]
-    BaseEstimator,  # type: ignore[misc]
-):
+class CodesTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Encodes images by path with a model, or looks their codes up by name in an archive, without torch.
 
     Nothing is learnt: ``fit`` records the model and the width of its codes, and ``transform`` refuses other models.

@@ -165,13 +165,11 @@ _PLOTS = {"bits_per_image": "plot", "bits_with_side": "plot-with-side"}
 def draw(result: dict[str, Any], kind: str, column: str = "bits_per_image", metric: str = "accuracy") -> bytes:
     """Return a plot of a metric over a column of bits as the bytes of a ``png`` or ``svg`` file."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # A fixed salt and no date, so that the same result gives the same file.
     with rc_context({"svg.hashsalt": "stochcl", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(8, 5.2), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         for curve in curves(result["rows"]):
             _draw_curve(axes, curve, column, METRICS[metric])

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from stochcl.api.codec import Codec
     from stochcl.benchmarks.inputs import Inputs, RateAccuracyConfig, Split
 
-    Told = Progress
 
 SCHEMA = "stochcl.benchmark.rate-accuracy/0"
 
@@ -166,11 +165,11 @@ def _subject(
     return Subject(codec, train, test, judge)
 
 
-def _told(progress: Callable[[str], None], name: str) -> Told:
+def _told(progress: Callable[[str], None], name: str) -> Progress:
     return lambda done, total: progress(f"{name}: {done:,} of {total:,} images")
 
 
-def encode_part(codec: Codec, part: Split, cache: Cache, told: Told) -> Encoded:
+def encode_part(codec: Codec, part: Split, cache: Cache, told: Progress) -> Encoded:
     """Encode a part, or load it from the cache."""
     key = cache.key("encoded", codec.model.sha256, codec.precision, codec.device_type, part.fingerprint())
     if (kept := cache.get(key)) is not None:
@@ -239,7 +238,7 @@ def _baseline_jobs(
             yield Job(label, named["code"], on, call, check, facts)
 
 
-def of_codes(subject: Subject, latents: int, given: str, told: Told) -> Measured:
+def of_codes(subject: Subject, latents: int, given: str, told: Progress) -> Measured:
     """Measure a prefix of our codes from a real file, by its decoded ``vectors`` or its ``symbols``."""
     start, codec = time.monotonic(), subject.codec
     train, codes = (codec.narrowed(part.codes, part.features, latents) for part in (subject.train, subject.test))
@@ -259,7 +258,7 @@ def of_codes(subject: Subject, latents: int, given: str, told: Told) -> Measured
 
 def of_baseline(
     subject: Subject, kind: type[Baseline], bits: int, named: dict[str, Any], codings: tuple[str, ...],
-    fit: Encoded | None, options: dict[str, int], told: Told,
+    fit: Encoded | None, options: dict[str, int], told: Progress,
 ) -> Measured:  # fmt: skip
     """Measure features compressed by a baseline, packed and entropy-coded.
 
@@ -277,7 +276,7 @@ def of_baseline(
     return subject.rows(named, costs, (method.vectors(learned), method.vectors(codes)), start)
 
 
-def of_pixels(subject: Subject, inputs: Inputs, code: PixelCode, told: Told) -> Measured:
+def of_pixels(subject: Subject, inputs: Inputs, code: PixelCode, told: Progress) -> Measured:
     """Measure small images in a format, decoded and encoded by the network."""
     start = time.monotonic()
     train, *_ = _encode_pixels(subject.codec, inputs.train, code, told)
@@ -289,7 +288,9 @@ def of_pixels(subject: Subject, inputs: Inputs, code: PixelCode, told: Told) -> 
     return subject.rows(named, costs, (train, test), start)
 
 
-def _encode_pixels(codec: Codec, part: Split, code: PixelCode, told: Told) -> tuple[NDArray[np.float32], int, int]:
+def _encode_pixels(
+    codec: Codec, part: Split, code: PixelCode, told: Progress
+) -> tuple[NDArray[np.float32], int, int]:
     """Return the features of images after a pixel code, and its bytes with and without headers."""
     features, size, bare, done = [], 0, 0, 0
     for batch in part.batches(codec):

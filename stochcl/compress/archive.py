@@ -13,9 +13,8 @@ from stochcl import framing
 from stochcl.compress.bytes import ArchiveErrors, Cache, open_reader
 from stochcl.compress.header import Header, read_header
 from stochcl.compress.index import Index, check_earlier, cut_to_end, iterate_skipped, read_index
-from stochcl.compress.limits import Limits
 from stochcl.compress.rows import ArchiveBase
-from stochcl.compress.segment import StoredSegment, read_blocks, values_per_row
+from stochcl.compress.segment import Limits, StoredSegment, read_blocks, values_per_row
 from stochcl.entropy.model import FITTED, OWN, EntropyModel, size_in_memory, unpack_model
 from stochcl.entropy.tables import AnyTables, Tables, find_tables
 from stochcl.errors import FormatError

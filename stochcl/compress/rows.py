@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from stochcl.compress.bytes import ArchiveErrors
     from stochcl.compress.header import Header
-    from stochcl.compress.limits import Limits
+    from stochcl.compress.segment import Limits
     from stochcl.entropy.model import EntropyModel
     from stochcl.entropy.tables import Decoder, Tables
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from stochcl.compress.archive import Archive
 from stochcl.compress.bytes import ArchiveErrors, Cache
-from stochcl.compress.limits import Limits
 from stochcl.compress.rows import ArchiveBase
+from stochcl.compress.segment import Limits
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, SourceError, UnsupportedVersion
 from stochcl.files import PathLike, reading, replacing, writing
 from stochcl.lazy import cached_property

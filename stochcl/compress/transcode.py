@@ -15,7 +15,7 @@ from stochcl.compress.columns import pack_labels
 from stochcl.compress.edit import facts_of, move_rows, rewriting, stored_codes
 from stochcl.compress.segment_writer import SEGMENT_ROWS
 from stochcl.entropy.independent import IndependentModel
-from stochcl.entropy.model import Candidate, EntropyModel, fit_linear, latent_bits, pack_model
+from stochcl.entropy.model import Candidate, EntropyModel, fit_linear, pack_model
 from stochcl.framing import CHUNK, FITTED, unpack_texts
 from stochcl.messages import Progress, silent
 
@@ -125,8 +125,7 @@ def cumulative(candidates: Sequence[Candidate], codes: Codes) -> NDArray[np.floa
     """
     own = IndependentModel.fit(codes)
     table = np.arange(1, codes.latents + 1) * (8 * len(pack_model(own)) / codes.latents)
-    by_latent = [latent_bits(codes, candidate.model) for candidate in candidates]
-    best = np.min([np.cumsum(bits) for bits in by_latent], axis=0)
+    best = np.min([np.cumsum(candidate.model.bits_by_latent(codes)) for candidate in candidates], axis=0)
     alone = np.cumsum(own.bits_by_latent(codes))
     bits: NDArray[np.float64] = np.where(alone + table < best, alone, best)
     return bits + (bits / _BLOCK + 1) * _STREAM

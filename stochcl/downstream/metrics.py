@@ -142,9 +142,9 @@ class Duplicates:
 
 def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed: int) -> Duplicates:
     """Look up test rows, a seeded sample of at most 2,000, among their split's training rows."""
-    from stochcl.downstream.distances import nearest
+    from stochcl.downstream.distances import DISTANCES, Nearest
 
-    packed, bits = _one_hot(symbols)
+    distance = DISTANCES["hamming" if symbols.max(initial=1) == 1 else "symbols"]
     differ = symbols.shape[1] // _SHARE
     total = sum(len(test) for _, test in splits)
     rng = np.random.default_rng(seed)
@@ -152,25 +152,16 @@ def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed:
     for train, test in splits:
         share = len(test) if total <= _ROWS else max(1, _ROWS * len(test) // total)
         sample = rng.choice(test, share, replace=False)
-        distances = nearest(packed[sample], packed[train], 1)[0][:, 0] // bits
+        found = Nearest(symbols[sample], distance, 1)
+        found.add(symbols[train])
+        distances = found.sorted()[0][:, 0]
         checked += len(sample)
         identical += int((distances == 0).sum())
         near += int((distances <= differ).sum())
     return Duplicates(checked, identical, near, differ)
 
 
-def _one_hot(symbols: NDArray[np.integer]) -> tuple[NDArray[np.uint64], int]:
-    """Pack symbols so that each difference changes the same number of bits: one for binary symbols, two otherwise."""
-    from stochcl.downstream.distances import pack_bits
-
-    alphabet = int(symbols.max(initial=1)) + 1
-    if alphabet == 2:
-        return pack_bits(symbols.astype(bool)), 1
-    parts = [pack_bits(symbols == value) for value in range(alphabet)]
-    return np.concatenate(parts, axis=1), 2
-
-
-_Z = 1.959964  # 95 % of a normal distribution
+Z95 = 1.959964  # 95 % of a normal distribution
 _RESAMPLES = 1000
 
 
@@ -188,9 +179,9 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     >>> [round(bound, 3) for bound in wilson(50, 100)]
     [0.404, 0.596]
     """
-    p, z = right / total, _Z**2 / total
+    p, z = right / total, Z95**2 / total
     centre = (p + z / 2) / (1 + z)
-    half = _Z * math.sqrt(p * (1 - p) / total + z / (4 * total)) / (1 + z)
+    half = Z95 * math.sqrt(p * (1 - p) / total + z / (4 * total)) / (1 + z)
     return max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p))  # p is within, past rounding
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.downstream.distances import DISTANCES, Nearest
-from stochcl.downstream.metrics import wilson
+from stochcl.downstream.metrics import Z95, wilson
 from stochcl.downstream.probes import make_estimator
 from stochcl.errors import UsageError, require
 from stochcl.files import PathLike, replacing, writing
@@ -108,8 +108,6 @@ class UncertaintyScorer:
         return answers, {name: np.asarray(v, np.float64) for name, v in scores.items() if v is not None}
 
 
-_Z = 1.959964  # 95 % of a normal distribution
-
 REFUSED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the least certain images to refuse."""
 
@@ -164,7 +162,7 @@ def _half(found: NDArray[np.float64], others: NDArray[np.float64]) -> float:
     """Return half the interval's width; 1 if a side has fewer than two rows, which have no variance."""
     if min(len(found), len(others)) < 2:
         return 1.0
-    return float(_Z * np.sqrt(found.var(ddof=1) / len(found) + others.var(ddof=1) / len(others)))
+    return float(Z95 * np.sqrt(found.var(ddof=1) / len(found) + others.var(ddof=1) / len(others)))
 
 
 def _interval(value: float, found: NDArray[np.float64], others: NDArray[np.float64]) -> tuple[float, float]:
@@ -235,11 +233,9 @@ def draw_refusal(
 ) -> None:  # fmt: skip
     """Draw a line with its 95 % band for each score."""
     check_plot(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, and no state of pyplot's
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # no window, and no state of pyplot's
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for (name, curve), (line, mark, grey) in zip(curves.items(), _LOOKS * len(curves), strict=False):
         refused = [100 * kept.refused for kept in curve]

@@ -272,6 +272,10 @@ class AutoregressiveModel:
             total += self.bits_of(decisions, self.level_indices(decisions))
         return total
 
+    def bits_by_latent(self, codes: Codes) -> NDArray[np.float64]:
+        """Return the bits of each latent given earlier latents, summed over rows, shape (D,)."""
+        return self.bits_by_decision(codes).reshape(self.latents, -1).sum(axis=1)
+
     def ideal_bits(self, codes: Codes) -> float:
         """Return the total bits of these codes under the model: the lower bound for a coder."""
         return float(self.bits_by_decision(codes).sum())

@@ -237,11 +237,4 @@ def code_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float32]:
 
 def latent_lengths(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
     """Return the mean bits of each latent under a model, given earlier latents, shape (D,)."""
-    return latent_bits(codes, model) / max(1, len(codes))
-
-
-def latent_bits(codes: Codes, model: EntropyModel) -> NDArray[np.float64]:
-    """Return the bits of each latent under a model, given earlier latents, summed over rows, shape (D,)."""
-    if isinstance(model, IndependentModel):
-        return model.bits_by_latent(codes)
-    return model.bits_by_decision(codes).reshape(codes.latents, -1).sum(axis=1)
+    return model.bits_by_latent(codes) / max(1, len(codes))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from stochcl.codes import Codes
-from stochcl.compress import Archive, Header, Writer, limits
+from stochcl.compress import Archive, Header, Writer
+from stochcl.compress import segment as limits
 from stochcl.compress.header import DICTIONARY
 from stochcl.compress.index import _MAX_PAIRS
 from stochcl.entropy.independent import IndependentModel

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from stochcl.codes import Codes
-from stochcl.compress import Archive, FolderArchive, limits, open_archive
+from stochcl.compress import Archive, FolderArchive, open_archive
+from stochcl.compress import segment as limits
 from stochcl.compress.export import export
 from stochcl.compress.index import iterate_skipped, pack_skipped
 from stochcl.compress.segment import write_segment
