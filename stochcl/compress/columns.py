@@ -167,12 +167,12 @@ def _id_reader(kind: str) -> Callable[[str], Any] | None:
     """Return the function from a name to a value of an Arrow type, or None for types that stay text."""
     if kind in _INTEGERS:
         bounds = np.iinfo(kind)
-        return lambda name: value if bounds.min <= (value := _whole(name)) <= bounds.max else None
+        return lambda name: value if bounds.min <= (value := _whole_number(name)) <= bounds.max else None
     found = [read for pattern, read in _WITH_NUMBERS.items() if re.fullmatch(pattern, kind)]
     return _SIMPLE.get(kind) or (found[0] if found else None)
 
 
-def _whole(name: str) -> int:
+def _whole_number(name: str) -> int:
     if not name.removeprefix("-").isdecimal():
         raise ValueError(name)
     return int(name)
