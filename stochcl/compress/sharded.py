@@ -245,11 +245,6 @@ class FolderArchive(ArchiveBase):
         for number in np.unique(numbers).tolist():
             yield number, np.flatnonzero(numbers == number)
 
-    @cached_property
-    def _filled(self) -> int:
-        """The first shard with rows, or 0."""
-        return next((i for i, entry in enumerate(self.manifest.shards) if entry.images), 0)
-
     # Contents
 
     @property
@@ -349,7 +344,8 @@ class FolderArchive(ArchiveBase):
         )
 
     def _stored(self, which: str) -> bool:
-        return self._shard(self._filled)._stored(which)
+        filled = next((i for i, entry in enumerate(self.manifest.shards) if entry.images), 0)
+        return self._shard(filled)._stored(which)
 
     def _texts_of(self, which: str) -> Callable[[int], Sequence[str]]:
         def read(number: int) -> Sequence[str]:  # works after the folder is closed

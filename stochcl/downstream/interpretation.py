@@ -27,6 +27,7 @@ RISK = 0.05  # of a false alarm for any of the latents
 SHOWN_VALUES = 4  # the most frequent values of a categorical latent
 NEIGHBORS = 10
 SHOWN_NEIGHBORS = 6
+SHOWN_CLASSES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +265,7 @@ def _along(sample: Sample, members: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _labels_of(
-    y: NDArray[Any], members: NDArray[np.bool_], shown: int = 3
+    y: NDArray[Any], members: NDArray[np.bool_]
 ) -> tuple[tuple[tuple[str, float, float], ...], tuple[float, float] | None]:
     """Return the classes more frequent on a side than overall, or the means there and overall."""
     numbers = y.dtype.kind == "f"
@@ -277,7 +278,7 @@ def _labels_of(
     names, counts = np.unique(everywhere, return_counts=True)
     usual = counts / len(everywhere)
     found = np.bincount(np.searchsorted(names, here), minlength=len(names)) / len(here)
-    order = [i for i in np.argsort(usual - found, kind="stable")[:shown].tolist() if found[i] > usual[i]]
+    order = [i for i in np.argsort(usual - found, kind="stable")[:SHOWN_CLASSES].tolist() if found[i] > usual[i]]
     return tuple((str(names[i]), float(found[i]), float(usual[i])) for i in order), None
 
 
@@ -335,7 +336,7 @@ class Flips:
         x = self.sample.decode(symbols)
         flipped = self._distance.prepare(x)
         _, after = self._nearest(flipped)
-        moved = np.nan_to_num(_rowwise(self._distance, self._base, flipped))
+        moved = np.nan_to_num(np.diagonal(self._distance.between(self._base, flipped)).astype(np.float64))
         shared = (self._before[:, :, None] == after[:, None, :]).any(axis=2)
         then = None if self.probe is None else self.probe(x)
         order = np.lexsort((-moved, shared.sum(axis=1))).tolist()  # ties: the row that moves most
@@ -369,12 +370,6 @@ class Flips:
         found = Nearest(queries, self._distance, min(NEIGHBORS + 1, len(self._known)), prepared=True)
         found.add(self._known, prepared=True)
         return without_own(*found.sorted(), self._own)
-
-
-def _rowwise(distance: Any, one: NDArray[Any], other: NDArray[Any], step: int = 64) -> NDArray[np.float64]:
-    """Return the distance of each row to its counterpart."""
-    parts = [slice(start, start + step) for start in range(0, len(one), step)]
-    return np.concatenate([np.diagonal(distance.between(one[p], other[p])) for p in parts]).astype(np.float64)
 
 
 def _median(values: NDArray[Any]) -> float:

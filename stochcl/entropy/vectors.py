@@ -62,10 +62,7 @@ class Codebooks:
 
     def look_up(self, symbols: NDArray[np.integer]) -> NDArray[np.float16]:
         """Return the embeddings of symbols, shape (N, k) with k <= D, concatenated: shape (N, k * e)."""
-        rows, latents = symbols.shape
-        places = symbols + np.arange(latents, dtype=np.intp) * self.alphabet
-        found: NDArray[Any] = self.embeddings.reshape(-1, self.width)[places]
-        return found.reshape(rows, latents * self.width)
+        return self.embeddings[np.arange(symbols.shape[1]), symbols].reshape(len(symbols), -1)
 
     def to_bytes(self) -> bytes:
         """Write D, K and e (uint32), then the embeddings (float16) in C order."""
