@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -132,21 +133,19 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+_HOMES = {
+    "stochcl.api.append": ("append",),
+    "stochcl.api.archives": ("merge", "split", "transcode"),
+    "stochcl.api.codec": ("Codec",),
+    "stochcl.codes": ("Codes",),
+    "stochcl.compress": ("Archive", "Writer"),
+    "stochcl.compress.export": ("from_arrow",),
+}
+
+
 def __getattr__(name: str) -> Any:
     """Import public names on first use, so that ``import stochcl`` is instant."""
-    homes = {
-        "Archive": "stochcl.compress",
-        "Writer": "stochcl.compress",
-        "Codes": "stochcl.codes",
-        "Codec": "stochcl.api.codec",
-        "append": "stochcl.api.append",
-        "from_arrow": "stochcl.compress.export",
-        "merge": "stochcl.api.archives",
-        "split": "stochcl.api.archives",
-        "transcode": "stochcl.api.archives",
-    }
-    if name in homes:
-        from importlib import import_module
-
-        return getattr(import_module(homes[name]), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
     raise AttributeError(f"module 'stochcl' has no attribute {name!r}")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike, NDArray
 
+    Points = tuple[NDArray[np.float64], NDArray[np.generic]]
+
 LEAST = 4
 """The least number of points of a curve."""
 
@@ -39,14 +41,6 @@ _NARROW = 0.01  # a saving over a narrower shared range of accuracy means nothin
 
 class NoSavingError(BenchmarkError):
     """Two curves cannot be compared: too few points, or no accuracy that both reach."""
-
-
-@dataclass(frozen=True, eq=False)
-class Points:
-    """Bits per image of each point, shape (P,), and its score on every test row or query, shape (P, N)."""
-
-    bits: NDArray[np.float64]
-    values: NDArray[np.generic]
 
 
 def pareto(bits: ArrayLike, accuracy: ArrayLike) -> NDArray[np.intp]:
@@ -100,21 +94,23 @@ def mean_saving(
 def saving(ours: Points, other: Points, *, seed: int = 0, draws: int = _DRAWS) -> dict[str, Any]:
     """Return the mean saving with a 95 % bootstrap interval over the test rows, with the same draws for all points.
 
+    A curve is the bits per image of its P points, and their scores on every test row or query, shape (P, N).
     ``saving`` is 0.5 if ours takes half the bits, and -1 if it takes twice as many; the interval's ends,
     ``saving_low`` and ``saving_high``, are None if too few draws give a figure.
     """
-    n = ours.values.shape[1]
-    if other.values.shape[1] != n:
-        raise NoSavingError(f"curves need the same test rows, got {n:,} and {other.values.shape[1]:,} of them.")
-    found, accuracies = mean_saving(ours.bits, ours.values.mean(axis=1), other.bits, other.values.mean(axis=1))
+    (bits, scores), (other_bits, other_scores) = ours, other
+    n = scores.shape[1]
+    if other_scores.shape[1] != n:
+        raise NoSavingError(f"curves need the same test rows, got {n:,} and {other_scores.shape[1]:,} of them.")
+    found, accuracies = mean_saving(bits, scores.mean(axis=1), other_bits, other_scores.mean(axis=1))
     rng = np.random.default_rng([seed, 23])
-    a, b = (curve.values.astype(np.float32) for curve in (ours, other))
+    a, b = scores.astype(np.float32), other_scores.astype(np.float32)
     values = []
     for _ in range(draws):
         # How often each of n draws with replacement picks each row, divided by n.
         times = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float32) / n
         with suppress(NoSavingError):
-            values.append(mean_saving(ours.bits, a @ times, other.bits, b @ times)[0])
+            values.append(mean_saving(bits, a @ times, other_bits, b @ times)[0])
     low = high = None
     if len(values) >= max(2, _LEAST_DRAWS * draws):
         low, high = map(float, np.quantile(values, [0.025, 0.975]))
@@ -144,7 +140,7 @@ def savings(rows: list[dict[str, Any]], values: dict[str, NDArray[np.generic]], 
     for metric, scores in values.items():
         for mine, other, at in pairs:
             for column in BITS:
-                points = (Points(np.array([rows[i][column] for i in p]), scores[p]) for p in (places[mine], at))
+                points = ((np.array([rows[i][column] for i in p]), scores[p]) for p in (places[mine], at))
                 entry = {"metric": metric, "ours": mine[0], "against": other[0], "coding": other[1], "bits": column}
                 try:
                     found.append(entry | saving(*points, seed=seed))

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -226,13 +226,6 @@ _NO_MODEL = "0" * 64
 _MOST_LINEAR = 1024  # decisions per row; the number of weights grows with their square
 
 
-class Price(NamedTuple):
-    """Bytes of the file, and of the entropy model needed to read it."""
-
-    bytes: int
-    model_bytes: int
-
-
 def codings_of(codes: Codes, asked: tuple[str, ...]) -> tuple[str, ...]:
     """Return the codings that fit rows of this width; independent symbols replace a network that is too wide."""
     most = {"packed": 1 << 32, "independent": MAX_DECISIONS, "linear": _MOST_LINEAR, "network": _MOST_LINEAR}
@@ -241,17 +234,17 @@ def codings_of(codes: Codes, asked: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(c for c in dict.fromkeys(narrowed) if codes.decisions_per_row <= most[c])
 
 
-def price(fitting: Codes, codes: Codes, coding: str, seed: int = 0) -> Price:
-    """Return the size of codes as a file, under a model fitted to the codes of other rows.
+def price(fitting: Codes, codes: Codes, coding: str, seed: int = 0) -> tuple[int, int]:
+    """Return the bytes of codes as a file, and of the model needed to read it, fitted to the codes of other rows.
 
     Raises BenchmarkError if the file gives back other codes.
     """
     if coding == "packed":
-        return Price(codes.packed.nbytes, 0)
+        return codes.packed.nbytes, 0
     tables = _tables(fitting, coding, seed)
     header = Header("benchmark", _NO_MODEL, codes.latents, codes.latents, codes.alphabet, "none", tables.sha256)
     size, _ = through_a_file(header, tables, codes)
-    return Price(size, len(tables.data))
+    return size, len(tables.data)
 
 
 def through_a_file(header: Header, tables: Tables, codes: Codes) -> tuple[int, Codes]:

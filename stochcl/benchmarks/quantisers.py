@@ -120,7 +120,7 @@ def train_product(
     pq.cp.seed = seed % (1 << 31)
     pq.cp.min_points_per_centroid = 1
     rotation: Matrix | None = None
-    apply: Callable[[Matrix], Matrix] = partial(_padded, width=width)
+    apply: Callable[[Matrix], Matrix] = partial(np.pad, pad_width=((0, 0), (0, width - vectors.shape[1])))
     if rotation_steps:
         before = faiss.OPQMatrix(vectors.shape[1], indices, width)
         before.pq = pq
@@ -138,11 +138,6 @@ def train_product(
 
 def _padded_width(width: int, indices: int) -> int:
     return -(-width // indices) * indices
-
-
-def _padded(vectors: Matrix, *, width: int) -> Matrix:
-    """Add columns of zeros so that all groups have one size."""
-    return np.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))
 
 
 class OptimisedProduct(Product):

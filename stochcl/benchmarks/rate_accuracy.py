@@ -271,8 +271,8 @@ def of_baseline(
     method, (learned, codes, *other) = fit_and_code(kind, fitting, matrices, bits, seed, **options)
     costs = []
     for coding in codings_of(codes, codings if kind.coded else ("packed",)):
-        paid = price(other[0] if other else learned, codes, coding, seed)
-        costs.append({"coding": coding, "bytes": paid.bytes, "side_bytes": method.side_bytes + paid.model_bytes})
+        size, of_model = price(other[0] if other else learned, codes, coding, seed)
+        costs.append({"coding": coding, "bytes": size, "side_bytes": method.side_bytes + of_model})
     return subject.rows(named, costs, (method.vectors(learned), method.vectors(codes)), start)
 
 

@@ -105,7 +105,6 @@ def is_embedded(archive: Archive) -> bool:
 def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
     """Raise unless these archives can be joined; ``names`` are for the message."""
     first = archives[0].header
-    filled: tuple[dict[str, bool], str] | None = None  # parts and name of the first archive with rows
     for archive, name in zip(archives, names, strict=True):
         for field, said in _SAME.items():
             if getattr(archive.header, field) != getattr(first, field):
@@ -116,15 +115,13 @@ def check_alike(archives: Sequence[Archive], names: Sequence[str]) -> None:
     for embedder, name in known:
         first_known, than = next((pair for pair in known if pair[0] is not None), known[0])
         check_embedder(name, embedder, first_known, than)
-    for archive, name in zip(archives, names, strict=True):
-        if not len(archive):
-            continue
-        has = {part: has_part(archive, part) for part in _PARTS}
-        filled = filled or (has, name)
+    pairs = ((archive, name) for archive, name in zip(archives, names, strict=True) if len(archive))
+    filled = [({part: has_part(archive, part) for part in _PARTS}, name) for archive, name in pairs]
+    for has, name in filled[1:]:
         for part, said in _PARTS.items():
-            if has[part] != filled[0][part]:
+            if has[part] != filled[0][0][part]:
                 which = ("have", "do not") if has[part] else ("have no", "have")
-                msg = f"{name}: its rows {which[0]} {said}, and those of {filled[1]} {which[1]}"
+                msg = f"{name}: its rows {which[0]} {said}, and those of {filled[0][1]} {which[1]}"
                 raise UsageError(
                     f"{msg}; `stochcl transcode` makes them alike (--no-names, --no-uncertainty, --labels)."
                 )
@@ -136,16 +133,16 @@ def merge(
 ) -> None:  # fmt: skip
     """Write all rows of archives, in this order, as one archive; no row is recoded."""
     models, numbers = _fitted_of(archives)
-    kinds = {archive.header.source_kind for archive in archives}
-    header = archives[0].header
-    if len(kinds) > 1:
-        header = replace(header, source_kind="mixed")
-    if any(archive.header.runtime != header.runtime for archive in archives):
-        header = replace(header, runtime="mixed")
-    header = replace(header, ids=_common_ids(archives))
-    if any(archive.header.embedder != header.embedder for archive in archives):
-        header = replace(header, embedder=None)
-    header = replace(header, version=max(archive.header.version for archive in archives))
+    headers = [archive.header for archive in archives]
+
+    def shared(field: str, otherwise: str | None) -> Any:
+        value = getattr(headers[0], field)
+        return value if all(getattr(header, field) == value for header in headers) else otherwise
+
+    header = replace(
+        headers[0], source_kind=shared("source_kind", "mixed"), runtime=shared("runtime", "mixed"),
+        ids=_common_ids(archives), embedder=shared("embedder", None), version=max(h.version for h in headers),
+    )  # fmt: skip
     holder = next((archive for archive in archives if is_embedded(archive)), archives[0])
     total, done = sum(len(archive) for archive in archives), 0
     with rewriting(

@@ -27,10 +27,7 @@ network, or one of the models fitted to this archive.
 """
 
 _NAME = struct.Struct("<16s")
-_KINDS: dict[str, type[IndependentModel] | type[AutoregressiveModel]] = {
-    IndependentModel.kind: IndependentModel,
-    AutoregressiveModel.kind: AutoregressiveModel,
-}
+_KINDS: dict[str, type[EntropyModel]] = {kind.kind: kind for kind in (IndependentModel, AutoregressiveModel)}
 
 
 @dataclass(frozen=True)

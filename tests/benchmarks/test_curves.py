@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stochcl.benchmarks import curves
-from stochcl.benchmarks.curves import NoSavingError, Points, mean_saving, pareto, saving
+from stochcl.benchmarks.curves import NoSavingError, mean_saving, pareto, saving
 
 ACCURACY = np.array([0.2, 0.31, 0.4, 0.46, 0.5, 0.52])
 BITS = np.array([7.0, 12, 25, 60, 110, 300])
@@ -67,7 +67,7 @@ def right_of(accuracy, n, rng):
 def test_the_interval_holds_the_figure_and_narrows_with_rows(rng):
     widths = []
     for n in (400, 6400):
-        a, b = Points(BITS, right_of(ACCURACY, n, rng)), Points(1.6 * BITS, right_of(ACCURACY, n, rng))
+        a, b = (BITS, right_of(ACCURACY, n, rng)), (1.6 * BITS, right_of(ACCURACY, n, rng))
         found = saving(a, b, seed=1, draws=200)
         assert found["saving_low"] < found["saving"] < found["saving_high"]
         assert found["saving_low"] < 1 - 1 / 1.6 < found["saving_high"]
@@ -76,11 +76,11 @@ def test_the_interval_holds_the_figure_and_narrows_with_rows(rng):
 
 
 def test_the_same_seed_gives_the_same_interval(rng):
-    a, b = Points(BITS, right_of(ACCURACY, 300, rng)), Points(2 * BITS, right_of(ACCURACY, 300, rng))
+    a, b = (BITS, right_of(ACCURACY, 300, rng)), (2 * BITS, right_of(ACCURACY, 300, rng))
     assert saving(a, b, seed=3, draws=50) == saving(a, b, seed=3, draws=50)
     assert saving(a, b, seed=3, draws=50) != saving(a, b, seed=4, draws=50)
     with pytest.raises(NoSavingError, match="same test rows"):
-        saving(a, Points(BITS, right_of(ACCURACY, 200, rng)))
+        saving(a, (BITS, right_of(ACCURACY, 200, rng)))
 
 
 def test_the_best_of_all_others_is_at_each_accuracy_the_cheapest(rng):
