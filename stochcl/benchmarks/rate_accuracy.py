@@ -16,6 +16,7 @@ from stochcl.benchmarks.inputs import BASELINES, ELSEWHERE, FLOATS, FORMATS, SID
 from stochcl.benchmarks.probes import Judge, codings_of, price, through_a_file
 from stochcl.benchmarks.run import Cache, Job, Measured, record, run_jobs
 from stochcl.codes import Codes
+from stochcl.encoders.engine import Encoded
 from stochcl.errors import UsageError, require
 from stochcl.messages import Progress, escape_name
 
@@ -39,18 +40,6 @@ MANY = 1_000_000
 
 _DEFAULT_MODEL = "general"
 _HERE = "training images"
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """A network's output for a part: codes, and standardised features, float32, shape (N, V)."""
-
-    codes: Codes
-    features: NDArray[np.float32]
-
-    def digest(self) -> str:
-        """Return a digest of the features; models of the same matrix rows share it."""
-        return hashlib.sha256(self.features.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +217,8 @@ def _baseline_jobs(
     """Yield the jobs of a baseline, fitted to the training images or to others."""
     label = kind.name if fit is None else kind.name + ELSEWHERE
     fitting = (fit or subject.train).features
-    prints = subject.train.digest(), subject.test.digest()
+    # Models of the same matrix rows share the features.
+    prints = [hashlib.sha256(part.features.tobytes()).hexdigest() for part in (subject.train, subject.test)]
     for each in bits:
         for suffix, options in kind.variants(config.beam, config.trials):
             named = {"method": label, "group": group, "code": f"{each} bits{suffix}", "input": "vectors"}

@@ -21,7 +21,7 @@ from stochcl.errors import LabelsError, StochclError, UsageError
 from stochcl.messages import Progress, escape_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -72,24 +72,37 @@ class Labels:
         return f"{self.y[row]:g}" if self.task == "regression" else escape_name(str(self.y[row]))
 
 
-@dataclass(frozen=True, eq=False)
 class ReportData:
-    """Facts of an archive and a sample of its rows.
+    """Facts of an open archive and a sample of its rows.
 
     ``rows`` are the sampled rows, ascending, ``sample`` their codes, and ``numbers`` the latents' numbers in their
     model. ``lengths`` are the bits of each latent given the earlier ones, under the entropy model of most rows.
     ``names`` and ``uncertainty`` cover all rows.
     """
 
-    facts: Report
-    rows: NDArray[np.integer]
-    sample: of.Sample
-    numbers: NDArray[np.integer]
-    lengths: NDArray[np.float64]
-    names: Sequence[str] | None
-    labels: Labels | None
-    uncertainty: NDArray[np.float32] | None
-    notes: tuple[str, ...]
+    def __init__(
+        self, archive: ArchiveBase, path: PathLike, *, labels: PathLike | None, column: str | None, level: int | None,
+        task: Task, most: int, seed: int, progress: Progress,
+    ) -> None:  # fmt: skip
+        if not len(archive):
+            raise UsageError(f"{escape_name(path)}: it holds no rows to report on.")
+        header, self.notes = archive.header, list[str]()
+        self.rows = rows = sampled_rows(len(archive), most, seed)
+        # Labels before the rows, which are slower to read.
+        self.labels = _read_labels(archive, path, rows, labels, column, level, task, self.notes)
+        packed = []
+        for start in range(0, len(rows), READ_ROWS):
+            packed.append(archive[rows[start : start + READ_ROWS]].packed)
+            progress(min(start + READ_ROWS, len(rows)), len(rows))
+        codes = Codes(np.concatenate(packed), header.latents, header.alphabet)
+        self.sample = of.Sample(codes.symbols(), kind_of(archive), archive.decoder)
+        if self.sample.decoder is not None and not np.isfinite(self.sample.x).all():
+            self.notes.append("Some vectors hold numbers that are not finite: the decoder is damaged.")
+        rated = codes[np.sort(np.random.default_rng(seed).permutation(len(codes))[:RATED_ROWS])]
+        self.facts = Report.of(archive, str(path))
+        self.numbers = np.arange(header.latents) if header.selection is None else np.array(header.selection)
+        self.lengths = latent_lengths(rated, archive.main_model)
+        self.names, self.uncertainty = archive.names, archive.uncertainty
 
     def name(self, row: int) -> str:
         """Return a row's name, or its number."""
@@ -110,33 +123,6 @@ def sampled_rows(count: int, most: int, seed: int) -> NDArray[np.int64]:
     starts = (np.arange(runs) + np.random.default_rng(seed).random()) * (count / runs)
     starts = np.minimum(starts.astype(np.int64), count - width)
     return np.unique((starts[:, None] + np.arange(width)).reshape(-1))
-
-
-def read_data(
-    archive: ArchiveBase, path: PathLike, *, labels: PathLike | None, column: str | None, level: int | None,
-    task: Task, most: int, seed: int, progress: Progress,
-) -> ReportData:  # fmt: skip
-    """Read the facts and the sampled rows of an open archive."""
-    if not len(archive):
-        raise UsageError(f"{escape_name(path)}: it holds no rows to report on.")
-    header, notes = archive.header, list[str]()
-    rows = sampled_rows(len(archive), most, seed)
-    given = _read_labels(archive, path, rows, labels, column, level, task, notes)  # before the slower rows
-    packed = []
-    for start in range(0, len(rows), READ_ROWS):
-        packed.append(archive[rows[start : start + READ_ROWS]].packed)
-        progress(min(start + READ_ROWS, len(rows)), len(rows))
-    codes = Codes(np.concatenate(packed), header.latents, header.alphabet)
-    sample = of.Sample(codes.symbols(), kind_of(archive), archive.decoder)
-    if sample.decoder is not None and not np.isfinite(sample.x).all():
-        notes.append("Some vectors hold numbers that are not finite: the decoder is damaged.")
-    rated = codes[np.sort(np.random.default_rng(seed).permutation(len(codes))[:RATED_ROWS])]
-    return ReportData(
-        facts=Report.of(archive, str(path)), rows=rows, sample=sample,
-        numbers=np.arange(header.latents) if header.selection is None else np.array(header.selection),
-        lengths=latent_lengths(rated, archive.main_model), names=archive.names, labels=given,
-        uncertainty=archive.uncertainty, notes=tuple(notes),
-    )  # fmt: skip
 
 
 def _read_labels(
@@ -231,82 +217,61 @@ def _probe_rows(labels: Labels, seed: int) -> tuple[NDArray[np.integer], list[st
     return np.sort(rows[:most]), notes
 
 
-@dataclass(frozen=True, eq=False)
 class Findings:
-    """The figures of a report; columns are the archive's latents, rows the sampled rows.
+    """The figures of a report, with details of the ``shown`` strongest latents; rows are the sampled rows.
 
-    ``counts`` (D, K) are each latent's value counts, ``alone`` its entropy in bits, ``weights`` its share of the
-    vectors' variance. ``associated`` covers the columns ``compared``. ``strongest`` are columns, strongest first, by
-    ``strength``: information, weight or entropy; ``scores`` are those of all latents. ``certain`` and ``uncertain``
-    are rows of the archive, empty without stored uncertainty.
+    Columns are the archive's latents. ``counts`` (D, K) are each latent's value counts, ``alone`` its entropy in bits,
+    ``weights`` its share of the vectors' variance. ``associated`` covers the columns ``compared``. ``strongest`` are
+    columns, strongest first, by ``strength``: information, weight or entropy; ``scores`` are those of all latents.
+    ``certain`` and ``uncertain`` are rows of the archive, empty without stored uncertainty.
     """
 
-    counts: NDArray[np.int64]
-    alone: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    information: of.Information | None
-    scores: NDArray[np.float64]
-    strength: str
-    compared: NDArray[np.integer]
-    associated: NDArray[np.float64]
-    strongest: NDArray[np.integer]
-    sides: dict[int, list[of.ActivationExamples]]
-    probe: Probe | None
-    interventions: list[of.Intervention]
-    projection: tuple[NDArray[np.float64], tuple[float, float]]
-    mapped: NDArray[np.integer]
-    certain: NDArray[np.integer]
-    uncertain: NDArray[np.integer]
-    notes: tuple[str, ...]
-
-
-def compute_findings(
-    data: ReportData, *, shown: int, seed: int, tell: Callable[[str], None] = lambda what: None
-) -> Findings:
-    """Compute all figures, with details of the ``shown`` strongest latents."""
-    sample, labels = data.sample, data.labels
-    rng = np.random.default_rng(seed)
-    tell("counting")
-    counts = of.value_counts(sample.symbols, max(2, int(sample.symbols.max()) + 1))
-    alone, weights = of.entropies(counts), of.weights(sample)
-    information, scores, strength = None, alone, "entropy"
-    if labels is not None:
-        ordered = sample.kind != "categories"
-        information = of.mutual_information(sample.symbols[labels.known], labels.y[labels.known], ordered=ordered)
-        scores, strength = information.bits, "information"
-    elif weights.any():
-        scores, strength = weights, "weight"
-    tell("comparing latents")
-    compared = _compared(counts, scores, sample.kind)
-    associated = of.associations(sample, compared)
-    changing = (counts[compared] > 0).sum(axis=1) > 1
-    best = of.strongest(np.where(changing, scores[compared], -np.inf), associated, shown)
-    strongest = compared[best[changing[best]]]
-    tell("choosing images")
-    y = None if labels is None else labels.y
-    sides = {
-        column: of.activation_examples(sample, column, typical=TYPICAL, random=RANDOM, y=y, seed=seed)
-        for column in strongest.tolist()
-    }
-    tell("training a probe")
-    probe, notes = (None, list[str]()) if labels is None else train_probe(sample, labels, seed)
-    tell("flipping latents")
-    flipped = np.arange(len(sample)) if probe is None else probe.held
-    flips = of.Flips(
-        sample, np.sort(rng.permutation(flipped)[:FLIPPED_ROWS]),
-        np.sort(rng.permutation(len(sample))[:NEIGHBOR_ROWS]),
-        None if probe is None else probe.answers,
-        classes=labels is not None and labels.task == "classification",
-    )  # fmt: skip
-    interventions = [flips.of(column) for column in strongest.tolist()]
-    tell("drawing the map")
-    order = np.argsort([] if data.uncertainty is None else data.uncertainty, kind="stable")
-    half = min(EXTREMES, len(order) // 2)
-    return Findings(
-        counts, alone, weights, information, scores, strength, compared, associated, strongest, sides, probe,
-        interventions, of.project(sample.x), np.sort(rng.permutation(len(sample))[:MAPPED_ROWS]), order[:half],
-        order[::-1][:half], (*data.notes, *notes),
-    )  # fmt: skip
+    def __init__(
+        self, data: ReportData, *, shown: int, seed: int, tell: Callable[[str], None] = lambda what: None
+    ) -> None:
+        sample, labels = data.sample, data.labels
+        rng = np.random.default_rng(seed)
+        tell("counting")
+        self.counts = of.value_counts(sample.symbols, max(2, int(sample.symbols.max()) + 1))
+        self.alone, self.weights = of.entropies(self.counts), of.weights(sample)
+        self.information: of.Information | None = None
+        self.scores, self.strength = self.alone, "entropy"
+        if labels is not None:
+            known, ordered = labels.known, sample.kind != "categories"
+            self.information = of.mutual_information(sample.symbols[known], labels.y[known], ordered=ordered)
+            self.scores, self.strength = self.information.bits, "information"
+        elif self.weights.any():
+            self.scores, self.strength = self.weights, "weight"
+        tell("comparing latents")
+        self.compared = compared = _compared(self.counts, self.scores, sample.kind)
+        self.associated = of.associations(sample, compared)
+        changing = (self.counts[compared] > 0).sum(axis=1) > 1
+        best = of.strongest(np.where(changing, self.scores[compared], -np.inf), self.associated, shown)
+        self.strongest = compared[best[changing[best]]]
+        tell("choosing images")
+        y = None if labels is None else labels.y
+        self.sides = {
+            column: of.activation_examples(sample, column, typical=TYPICAL, random=RANDOM, y=y, seed=seed)
+            for column in self.strongest.tolist()
+        }
+        tell("training a probe")
+        self.probe, notes = (None, list[str]()) if labels is None else train_probe(sample, labels, seed)
+        self.notes = [*data.notes, *notes]
+        tell("flipping latents")
+        flipped = np.arange(len(sample)) if self.probe is None else self.probe.held
+        flips = of.Flips(
+            sample, np.sort(rng.permutation(flipped)[:FLIPPED_ROWS]),
+            np.sort(rng.permutation(len(sample))[:NEIGHBOR_ROWS]),
+            None if self.probe is None else self.probe.answers,
+            classes=labels is not None and labels.task == "classification",
+        )  # fmt: skip
+        self.interventions = [flips.of(column) for column in self.strongest.tolist()]
+        tell("drawing the map")
+        self.projection = of.project(sample.x)
+        self.mapped = np.sort(rng.permutation(len(sample))[:MAPPED_ROWS])
+        order = np.argsort([] if data.uncertainty is None else data.uncertainty, kind="stable")
+        half = min(EXTREMES, len(order) // 2)
+        self.certain, self.uncertain = order[:half], order[::-1][:half]
 
 
 def _compared(counts: NDArray[np.int64], scores: NDArray[np.float64], kind: str) -> NDArray[np.integer]:

@@ -16,7 +16,7 @@ from stochcl.files import PathLike, check_output
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 from stochcl.report import page
-from stochcl.report.findings import Findings, ReportData, compute_findings, read_data
+from stochcl.report.findings import Findings, ReportData
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,12 +60,12 @@ def write_report(
         raise UsageError(f"--sample and --latents must be at least 1, got {sample} and {shown}.")
     check_output(output, Path(path), force=force)
     with open_archive(path, tables=tables) as archive:
-        data = read_data(
+        data = ReportData(
             archive, path, labels=labels, column=column, level=level, task=task, most=sample, seed=seed,
             progress=lambda done, total: progress(done, total, "reading"),
         )  # fmt: skip
         count = len(data.rows)
-        found = compute_findings(data, shown=shown, seed=seed, tell=lambda step: progress(count, count, step))
+        found = Findings(data, shown=shown, seed=seed, tell=lambda step: progress(count, count, step))
         progress(count, count, "writing")
         view = View(data, found, images)
         text = page.render("report.html", view=view, data=data, found=found, facts=data.facts, unit=data.facts.unit,
