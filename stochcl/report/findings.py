@@ -220,9 +220,9 @@ def _probe_rows(labels: Labels, seed: int) -> tuple[NDArray[np.integer], list[st
 class Findings:
     """The figures of a report, with details of the ``shown`` strongest latents; rows are the sampled rows.
 
-    Columns are the archive's latents. ``counts`` (D, K) are each latent's value counts, ``alone`` its entropy in bits,
-    ``weights`` its share of the vectors' variance. ``associated`` covers the columns ``compared``. ``strongest`` are
-    columns, strongest first, by ``strength``: information, weight or entropy; ``scores`` are those of all latents.
+    Columns are the archive's latents. ``counts`` (D, K) are their value counts, ``alone`` their entropies in bits,
+    ``weights`` their shares of the vectors' variance. ``associated`` covers the columns ``compared``. ``strongest``
+    are columns, strongest first, by ``strength``: information, weight or entropy; ``scores`` are those of all latents.
     ``certain`` and ``uncertain`` are rows of the archive, empty without stored uncertainty.
     """
 
