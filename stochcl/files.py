@@ -108,6 +108,12 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
         raise
 
 
+def write_whole(path: PathLike, data: bytes, what: str = "it") -> None:
+    """Write a file, which appears complete or not at all; raise OutputError if it cannot be written."""
+    with writing(path, what), replacing(path) as file:
+        file.write(data)
+
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 ROOM = "free some disk space and "
 """Start of advice that applies only to a full disk."""

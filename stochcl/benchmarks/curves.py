@@ -13,7 +13,7 @@ import numpy as np
 from stochcl.benchmarks.inputs import ELSEWHERE
 from stochcl.benchmarks.probes import METRICS
 from stochcl.benchmarks.run import BenchmarkError, write_files, write_results
-from stochcl.report.page import render, write_page
+from stochcl.report.page import render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -350,9 +350,8 @@ def write_all(result: dict[str, Any], folder: Path) -> list[Path]:
             plots[path.with_suffix(".svg")] = draw(result, "svg", column, metric)
             plots[path.with_suffix(".png")] = draw(result, "png", column, metric)
             shown.append(plots[path.with_suffix(".svg")].decode())
-    write_files(plots)
-    write_page(folder / f"{NAME}.html", html(result, shown))
-    return [*paths, *plots, folder / f"{NAME}.html"]
+    plots[folder / f"{NAME}.html"] = html(result, shown).encode()
+    return [*paths, *write_files(plots)]
 
 
 def html(result: dict[str, Any], plots: list[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +42,19 @@ _DEFAULT_MODEL = "general"
 _HERE = "training images"
 
 
-@dataclass(frozen=True, eq=False)
 class Subject:
     """A model with its outputs for the training and test images, and the judge of its rows."""
 
-    codec: Codec
-    train: Encoded
-    test: Encoded
-    judge: Judge
+    def __init__(
+        self, config: RateAccuracyConfig, inputs: Inputs, codec: Codec, cache: Cache, progress: Callable[[str], None]
+    ) -> None:
+        told = _told(progress, codec.model.name)
+        self.codec = codec
+        self.train, self.test = (encode_part(codec, part, cache, told) for part in (inputs.train, inputs.test))
+        self.judge = Judge(
+            inputs.train.labels, inputs.test.labels, self.train.features.mean(axis=0), self.test.features,
+            config.metric, config.probe, config.queries, config.seed,
+        )  # fmt: skip
 
     @property
     def depends(self) -> tuple[object, ...]:
@@ -93,7 +98,7 @@ def benchmark_rate_accuracy(
     inputs = read_inputs(config)
     codecs = _codecs(config, inputs)
     subjects = [
-        _subject(config, inputs, codec, cache, partial(progress, at, len(codecs))) for at, codec in enumerate(codecs)
+        Subject(config, inputs, codec, cache, partial(progress, at, len(codecs))) for at, codec in enumerate(codecs)
     ]
     fit = None
     if inputs.fit is not None:
@@ -140,18 +145,6 @@ def _codecs(config: RateAccuracyConfig, inputs: Inputs) -> list[Codec]:
             raise UsageError(f"{codec.model.name}: this model has {codec.latents:,} latents, not {wrong[0]:,}.")
         codecs.append(codec)
     return codecs
-
-
-def _subject(
-    config: RateAccuracyConfig, inputs: Inputs, codec: Codec, cache: Cache, progress: Callable[[str], None]
-) -> Subject:
-    told = _told(progress, codec.model.name)
-    train, test = (encode_part(codec, part, cache, told) for part in (inputs.train, inputs.test))
-    judge = Judge(
-        inputs.train.labels, inputs.test.labels, train.features.mean(axis=0), test.features, config.metric,
-        config.probe, config.queries, config.seed,
-    )  # fmt: skip
-    return Subject(codec, train, test, judge)
 
 
 def _told(progress: Callable[[str], None], name: str) -> Progress:

@@ -18,7 +18,7 @@ from stochcl.compress.bytes import ArchiveErrors, Cache
 from stochcl.compress.rows import ArchiveBase
 from stochcl.compress.segment import Limits
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, SourceError, UnsupportedVersion
-from stochcl.files import PathLike, reading, replacing, writing
+from stochcl.files import PathLike, reading, write_whole
 from stochcl.lazy import cached_property
 from stochcl.messages import Progress, escape_name, silent
 
@@ -131,8 +131,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, int]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a manifest to a folder, which makes it an archive."""
-    with writing(folder / MANIFEST), replacing(folder / MANIFEST) as file:
-        file.write(manifest.to_bytes())
+    write_whole(folder / MANIFEST, manifest.to_bytes())
 
 
 def sha256_of(path: Path) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from stochcl.entropy.vectors import ResidualDecoder
 
+    Floats = NDArray[np.float64]
+
 __all__ = ["LatentSelector"]
 
 _ROWS = 1 << 14  # centred at a time
@@ -104,7 +106,7 @@ class LatentSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
 
 def order_of_words(
     symbols: NDArray[Any], y: ArrayLike, decoder: ResidualDecoder, count: int, *, ridge: float = 0.1
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+) -> tuple[NDArray[np.intp], Floats]:
     """Select bits of residual codes, best first, and return them with their gains, as LatentSelector does.
 
     A bit of a word's name means nothing without the others, nor a word without those before it. So all names come
@@ -130,7 +132,7 @@ def order_of_words(
     return np.concatenate([named, signs[order]])[:count], np.concatenate([gains, added])[:count]
 
 
-def _targets(y: NDArray[Any]) -> NDArray[np.float64]:
+def _targets(y: NDArray[Any]) -> Floats:
     """Return centred targets of variance 1, shape (N, T); a class gives its indicator over the root of its share."""
     if type_of_target(y) in ("binary", "multiclass") and y.ndim == 1:
         classes, numbers = np.unique(y, return_inverse=True)
@@ -138,13 +140,13 @@ def _targets(y: NDArray[Any]) -> NDArray[np.float64]:
         shares = targets.mean(axis=0)
         return (targets - shares) / np.sqrt(shares)
     values = np.asarray(y, np.float64).reshape(len(y), -1)
-    centred: NDArray[np.float64] = values - values.mean(axis=0)
+    centred: Floats = values - values.mean(axis=0)
     spread = centred.std(axis=0)
     centred /= np.where(spread > 0, spread, 1)
     return centred
 
 
-def _products(rows: NDArray[Any], targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _products(rows: NDArray[Any], targets: Floats) -> tuple[Floats, Floats]:
     """Return the covariances of standardised columns, (D, D), and those with the targets, (D, T)."""
     mean = rows.mean(axis=0, dtype=np.float64)
     scale = rows.std(axis=0, dtype=np.float64)
@@ -158,9 +160,7 @@ def _products(rows: NDArray[Any], targets: NDArray[np.float64]) -> tuple[NDArray
     return gram / len(rows), cross / len(rows)
 
 
-def _forward(
-    gram: NDArray[np.float64], cross: NDArray[np.float64], count: int, ridge: float
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _forward(gram: Floats, cross: Floats, count: int, ridge: float) -> tuple[NDArray[np.intp], Floats]:
     """Choose columns one by one, removing each from all others (a step of a Cholesky factorisation)."""
     gram = gram + ridge * np.diag(gram).mean() * np.eye(len(gram))
     variance = np.diag(gram).copy()
@@ -181,9 +181,7 @@ def _forward(
     return order, gains
 
 
-def indicator_products(
-    rows: NDArray[Any], targets: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], list[slice]]:
+def indicator_products(rows: NDArray[Any], targets: Floats) -> tuple[Floats, Floats, list[slice]]:
     """Return covariances of the values' indicators, over the roots of their shares, and each latent's slice."""
     found = [np.unique(column, return_inverse=True) for column in rows.T]
     ends = np.cumsum([0] + [len(values) for values, _ in found])
@@ -202,8 +200,8 @@ def indicator_products(
 
 
 def _forward_groups(
-    gram: NDArray[np.float64], cross: NDArray[np.float64], groups: list[slice], count: int, ridge: float
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    gram: Floats, cross: Floats, groups: list[slice], count: int, ridge: float
+) -> tuple[NDArray[np.intp], Floats]:
     """Choose groups of columns one by one, as :func:`_forward` chooses columns."""
     gram = gram + ridge * np.diag(gram).mean() * np.eye(len(gram))
     order, gains = np.empty(count, np.intp), np.empty(count)

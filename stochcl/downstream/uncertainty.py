@@ -13,7 +13,7 @@ from stochcl.downstream.distances import DISTANCES, Nearest
 from stochcl.downstream.metrics import Z95, wilson
 from stochcl.downstream.probes import make_estimator
 from stochcl.errors import UsageError, require
-from stochcl.files import PathLike, replacing, writing
+from stochcl.files import PathLike, write_whole
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -251,5 +251,4 @@ def draw_refusal(
     axes.legend(title="uncertain by (band: 95 %)", fontsize="small", title_fontsize="small")
     picture = io.BytesIO()
     figure.savefig(picture, format=Path(path).suffix[1:].lower(), dpi=150)
-    with writing(path, "the plot"), replacing(path) as file:
-        file.write(picture.getvalue())
+    write_whole(path, picture.getvalue(), "the plot")

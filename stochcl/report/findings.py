@@ -222,7 +222,7 @@ class Findings:
 
     Columns are the archive's latents. ``counts`` (D, K) are their value counts, ``alone`` their entropies in bits,
     ``weights`` their shares of the vectors' variance. ``associated`` covers the columns ``compared``. ``strongest``
-    are columns, strongest first, by ``strength``: information, weight or entropy; ``scores`` are those of all latents.
+    are columns, strongest first, by ``strength``: information, weight or entropy; ``scores`` are those of all.
     ``certain`` and ``uncertain`` are rows of the archive, empty without stored uncertainty.
     """
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from stochcl.data import ImageSource, Preprocess, open_source
 from stochcl.errors import EnvironmentFault, ImageError, UsageError
-from stochcl.files import PathLike, replacing, writing
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.patches import PathPatch
     from numpy.typing import NDArray
+
+    from stochcl.files import PathLike
 
 
 WEBP_QUALITY = 70  # 96 pixels take about 2 kB, 64 about 1 kB
@@ -88,12 +89,6 @@ def _environment() -> Environment:
 def render(template: str, **values: Any) -> str:
     """Render a template beside this file, with values escaped."""
     return _environment().get_template(template).render(**values)
-
-
-def write_page(path: PathLike, text: str) -> None:
-    """Write a page atomically."""
-    with writing(path, "the page"), replacing(path) as file:
-        file.write(text.encode("utf-8"))
 
 
 def thumbnail(pixels: NDArray[Any]) -> str:
