@@ -82,11 +82,9 @@ class RateAccuracyConfig(Config):
         None, "Score on these images or rows.", unit="TEST", shown="a fifth of each class of SOURCE"
     )
     hold_out: int = option(
-        0,
-        "Score on the last N images of each class, which training with the same option leaves out.",
-        at_least=0,
+        0, "Score on the last N images of each class, which training with the same option leaves out.", at_least=0,
         unit="N",
-    )
+    )  # fmt: skip
     labels: Path | None = option(
         None, "Labels of SOURCE: a CSV file name,label, or .npy for a matrix.", unit="FILE", shown="first folders"
     )

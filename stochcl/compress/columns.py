@@ -252,11 +252,8 @@ def pack_labels(labels: Sequence[str], version: int) -> bytes:
         numbers = np.fromiter((distinct[label] for label in labels), np.uint16, len(labels))
         check_limit(_total(list(distinct), numbers), MAX_TEXT, "the length of all labels")
         bits = numbers[:, None] >> np.arange(_width(len(distinct)), dtype=np.uint16)[::-1] & 1
-        found.append(
-            pack_varints([len(distinct), len(texts)])
-            + texts
-            + _deflated(np.packbits(bits.astype(np.uint8)).tobytes())
-        )
+        packed = _deflated(np.packbits(bits.astype(np.uint8)).tobytes())
+        found.append(pack_varints([len(distinct), len(texts)]) + texts + packed)
     if 2 * len(distinct) > len(labels):  # otherwise numbers are shorter
         found.append(pack_varints([0]) + pack_texts(labels))
     return min(found, key=len)

@@ -78,16 +78,14 @@ class Index:
         parts = [numbers(framing.INDEX, (self.rows, self.source_bytes, *self.tables, *counts)), self.skipped]
         parts += [numbers(framing.FITTED, entry) for entry in self.fitted]
         parts += [numbers(framing.RETIRED, entry) for entry in self.retired]
+        short = _is_short(self.version, counts[0])
         for offset, head in self.segments:
             parts.append(numbers(framing.ENTRY, (offset, head.size, len(head.data))))
-            parts.append(
-                framing.crc(head.data).to_bytes(4, "little") if _is_short(self.version, counts[0]) else head.data
-            )
+            parts.append(framing.crc(head.data).to_bytes(4, "little") if short else head.data)
         payload = b"".join(parts)
         chunk = framing.CHUNK.pack(b"INDX", len(payload)) + payload
-        return chunk + framing.TRAILER.pack(
-            self.start, len(chunk), framing.crc(chunk), self.header_crc, framing.END_MAGIC
-        )
+        checksum = framing.crc(chunk)
+        return chunk + framing.TRAILER.pack(self.start, len(chunk), checksum, self.header_crc, framing.END_MAGIC)
 
 
 def header_crc(reader: ByteReader) -> int:

@@ -161,18 +161,14 @@ def _intact(
     rows = np.concatenate(
         [n * head.rows_per_block + np.arange(head.rows_of(n)) for n, block in enumerate(blocks) if block is not None]
     )
-    names, labels = (
-        tuple(np.array(texts, object)[rows]) if texts else None
-        for texts in (
-            parts["names"] and unpack_texts(parts["names"], head.rows, "texts"),
-            parts["labels"] and unpack_labels(parts["labels"], head.rows, head.version),
-        )
-    )
-    entropy = parts["entropy"]
-    uncertainty = unpack_uncertainty(entropy, head.rows, old.header.version)[rows] if entropy else None
+    packed = np.concatenate([block for block in blocks if block is not None])
+    names = unpack_texts(parts["names"], head.rows, "texts") if parts["names"] else None
+    labels = unpack_labels(parts["labels"], head.rows, head.version) if parts["labels"] else None
+    uncertainty = unpack_uncertainty(parts["entropy"], head.rows, head.version) if parts["entropy"] else None
     return old.header.codes(
-        np.concatenate([block for block in blocks if block is not None]), names, labels, uncertainty
-    )
+        packed, names and [names[row] for row in rows], labels and [labels[row] for row in rows],
+        None if uncertainty is None else uncertainty[rows],
+    )  # fmt: skip
 
 
 class _DamagedArchive:

@@ -334,13 +334,11 @@ class FolderArchive(ArchiveBase):
 
     def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
         shards = np.searchsorted(self._first_blocks, numbers, side="right") - 1
-        return np.concatenate(
-            [
-                self._shard(number)._rows_of_blocks(numbers[shards == number] - self._first_blocks[number])
-                + self._starts[number]
-                for number in np.unique(shards).tolist()
-            ]
-        )
+        found = []
+        for number in np.unique(shards).tolist():
+            rows = self._shard(number)._rows_of_blocks(numbers[shards == number] - self._first_blocks[number])
+            found.append(rows + self._starts[number])
+        return np.concatenate(found)
 
     def _stored(self, which: str) -> bool:
         filled = next((i for i, entry in enumerate(self.manifest.shards) if entry.images), 0)

@@ -98,11 +98,8 @@ def _greedy(base: NDArray[np.float64], spent: NDArray[np.float64], prices: Seque
     """Choose models greedily: at each step the one with the largest saving beyond its price."""
     chosen: list[int] = []
     while True:
-        gains = {
-            i: float((base - np.minimum(base, spent[i])).sum()) - prices[i]
-            for i in range(len(prices))
-            if i not in chosen
-        }
+        others = [i for i in range(len(prices)) if i not in chosen]
+        gains = {i: float((base - np.minimum(base, spent[i])).sum()) - prices[i] for i in others}
         best = max(gains, key=gains.__getitem__, default=None)
         if best is None or gains[best] <= 0:
             return sorted(chosen)

@@ -133,12 +133,8 @@ def _close_pairs(
     points: NDArray[np.float16], cells: NDArray[np.int32], count: int, most: float, progress: Progress
 ) -> Iterator[NDArray[np.int64]]:
     """Yield pairs ``smaller * N + larger`` whose half squared distance is at most ``most``; some repeat."""
-    half = np.concatenate(
-        [
-            np.square(points[start : start + _ROWS].astype(np.float32)).sum(axis=1) / 2
-            for start in range(0, len(points), _ROWS)
-        ]
-    )
+    parts = (points[start : start + _ROWS].astype(np.float32) for start in range(0, len(points), _ROWS))
+    half = np.concatenate([np.square(part).sum(axis=1) / 2 for part in parts])
     members, probing = _grouped(cells[:, :1], count), _grouped(cells, count)
     for number, (own, others) in enumerate(zip(members, probing, strict=True)):
         against = points[others].astype(np.float32)

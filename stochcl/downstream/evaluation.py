@@ -6,14 +6,14 @@ import math
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.downstream import metrics
-from stochcl.downstream.metrics import Duplicates, LabelledRows, find_duplicates, labelled, make_splits
+from stochcl.downstream.metrics import Duplicates, LabelledRows, count_duplicates, labelled, make_splits
 from stochcl.downstream.probes import Fitted, Task, make_estimator
 from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name, plural
@@ -77,7 +77,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the task's figures as JSON types; NaN becomes None."""
-        return {name: _plain(value) for name, value in vars(self).items() if value is not None and value != ()}
+        return {name: _plain(value) for name, value in asdict(self).items() if value is not None and value != ()}
 
     def summary(self) -> str:
         """Return the figures with units as text."""
@@ -145,8 +145,6 @@ def _shown(classes: Sequence[str]) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """Return tuples as lists, and non-finite numbers as None, for JSON."""
-    if is_dataclass(value):
-        return vars(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -208,7 +206,7 @@ def evaluate(
             yield rows.x[train], rows.y[train], rows.x[test], rows.y[test]
         progress(len(splits), len(splits))
 
-    found = None if symbols is None else find_duplicates(symbols[rows.kept], splits, seed)
+    found = None if symbols is None else count_duplicates(symbols[rows.kept], splits, seed)
     return probe.evaluation(parts(), _left_out(rows) + notes, started, found)
 
 
@@ -236,7 +234,7 @@ def evaluate_split(
     if symbols is not None:
         both = np.concatenate([symbols[0][train.kept], symbols[1][test.kept]])
         first, second = np.split(np.arange(len(both)), [len(train.y)])
-        found = find_duplicates(both, [(first, second)], seed)
+        found = count_duplicates(both, [(first, second)], seed)
     return probe.evaluation([(train.x, train.y, test.x, test.y)], notes, started, found)
 
 

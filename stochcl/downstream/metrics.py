@@ -140,7 +140,7 @@ class Duplicates:
         return line
 
 
-def find_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed: int) -> Duplicates:
+def count_duplicates(symbols: NDArray[np.integer], splits: Sequence[Split], seed: int) -> Duplicates:
     """Look up test rows, a seeded sample of at most 2,000, among their split's training rows."""
     from stochcl.downstream.distances import DISTANCES, Nearest
 

@@ -124,10 +124,8 @@ def order_of_words(
     share = np.linalg.solve(inner, np.hstack([gram[:width, width:], cross[:width]]))
     of_signs, of_targets = share[:, : len(signs)], share[:, len(signs) :]
     gains = np.full(len(named), (cross[:width] * of_targets).sum() / max(1, len(named)))
-    gram, cross = (
-        gram[width:, width:] - gram[width:, :width] @ of_signs,
-        cross[width:] - gram[width:, :width] @ of_targets,
-    )
+    cross = cross[width:] - gram[width:, :width] @ of_targets
+    gram = gram[width:, width:] - gram[width:, :width] @ of_signs
     order, added = _forward(gram, cross, max(0, count - len(named)), ridge)
     return np.concatenate([named, signs[order]])[:count], np.concatenate([gains, added])[:count]
 
