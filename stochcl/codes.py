@@ -154,7 +154,10 @@ class Codes:
             If there is no such row, or rows are chosen by anything other than an integer, a slice, a list of
             integers, or a mask of all rows.
         """
-        index = indices(rows, len(self))
+        # numpy raises its IndexError and handles negative indices
+        index = np.arange(len(self))[[int(rows)] if isinstance(rows, int | np.integer) else rows]
+        if index.ndim != 1:
+            raise IndexError("rows are chosen by an integer, a slice, a list of integers, or a mask of all rows")
 
         def take(values: Sequence[str] | None) -> tuple[str, ...] | None:
             return None if values is None else tuple(values[i] for i in index)
@@ -210,22 +213,6 @@ class Codes:
             labels=join("labels"),
             uncertainty=np.concatenate(uncertainties) if len(uncertainties) == len(parts) else None,
         )
-
-
-def indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
-    """Return non-negative row numbers; the cost does not depend on ``count``."""
-    if isinstance(rows, slice):
-        return np.arange(*rows.indices(count))
-    index = np.asarray([rows] if isinstance(rows, int | np.integer) else rows)
-    if index.dtype == bool and index.shape == (count,):
-        return np.flatnonzero(index)
-    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
-        raise IndexError("rows are chosen by an integer, a slice, a list of integers, or a mask of all rows")
-    index = index.astype(np.int64)
-    outside = index[(index < -count) | (index >= count)]
-    if len(outside):
-        raise IndexError(f"there is no row {outside[0]:,} of {count:,}")
-    return np.where(index < 0, index + count, index)
 
 
 def plain_label(label: Any) -> Any:

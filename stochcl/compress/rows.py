@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stochcl.codes import Codes, folder_label, indices, symbol_dtype
+from stochcl.codes import Codes, folder_label, symbol_dtype
 from stochcl.compress.columns import LazyStrings, StringColumn, id_array, id_type, ids_of, to_unicode
 from stochcl.compress.header import EMBEDDER_KEY, Embedder
 from stochcl.errors import LabelsError, NameNotFound, UsageError, require
@@ -331,6 +331,22 @@ class ArchiveBase(ABC):
         """Return names or labels of rows, or None if there are none."""
         column = self._columns.get(which)
         return None if column is None else LazyStrings(column, rows)
+
+
+def indices(rows: int | slice | ArrayLike, count: int) -> NDArray[np.integer]:
+    """Return non-negative row numbers; the cost does not depend on ``count``."""
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(count))
+    index = np.asarray([rows] if isinstance(rows, int | np.integer) else rows)
+    if index.dtype == bool and index.shape == (count,):
+        return np.flatnonzero(index)
+    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        raise IndexError("rows are chosen by an integer, a slice, a list of integers, or a mask of all rows")
+    index = index.astype(np.int64)
+    outside = index[(index < -count) | (index >= count)]
+    if len(outside):
+        raise IndexError(f"there is no row {outside[0]:,} in an archive of {count:,}")
+    return np.where(index < 0, index + count, index)
 
 
 class DecodedRows:
