@@ -21,13 +21,13 @@ from stochcl.data.access import read_regular
 from stochcl.data.pixels import OWN_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders import layout
-from stochcl.encoders.config import EFFICIENTNETS
 from stochcl.encoders.engine import (
     PRECISIONS,
     RUNTIMES,
     OnnxNetwork,
     Vectors,
     check_inputs,
+    check_int8,
     encode,
     precision_of,
     runtime_of,
@@ -85,11 +85,8 @@ class CodecBase:
             raise UsageError(f"precision must be auto, {' or '.join(self.precisions)}, got {precision!r}.")
 
     def _check_runtime(self) -> None:
-        if self.precision == "int8" and (self.config.backbone not in EFFICIENTNETS or self.device_type != "cpu"):
-            raise UsageError(
-                "precision int8 needs an EfficientNet-Lite network on a processor (--device cpu), and this is "
-                f"{self.config.backbone} on {self.device}; use fp32."
-            )
+        if self.precision == "int8":
+            check_int8(self.config, self.device)
         if self.runtime == "torch":
             what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {self.device}"
             require("torch", what if self.precision == "fp32" else f"precision {self.precision}", "train")
