@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from stochcl.entropy.model import EntropyModel
 
+    Bits = NDArray[np.uint8]
+
 
 # A block is coded in passes. Independent symbols: pass l holds the l-th decision of every symbol. Autoregressive:
 # pass j holds decision j of every row. A decision whose P(1) exceeds a half is coded inverted, so all probabilities
@@ -97,7 +99,7 @@ def _pop(coder: Any, numerators: NDArray[np.uint16]) -> NDArray[np.int32]:
     return symbols
 
 
-def encode_block(codes: Codes, model: EntropyModel, indices: NDArray[np.uint8] | None = None) -> NDArray[np.uint32]:
+def encode_block(codes: Codes, model: EntropyModel, indices: Bits | None = None) -> NDArray[np.uint32]:
     """Code all rows into one ANS stream."""
     coder = _coder(np.array([_START], np.uint32))
     if isinstance(model, AutoregressiveModel):
@@ -112,14 +114,12 @@ def encode_block(codes: Codes, model: EntropyModel, indices: NDArray[np.uint8] |
     return np.asarray(coder.get_compressed(), dtype=np.uint32)
 
 
-def decode_block(words: NDArray[np.uint32], rows: int, model: EntropyModel) -> NDArray[np.uint8]:
+def decode_block(words: NDArray[np.uint32], rows: int, model: EntropyModel) -> Bits:
     """Decode what :func:`encode_block` coded."""
     return decode_blocks([words], [rows], model)[0]
 
 
-def decode_blocks(
-    words: Sequence[NDArray[np.uint32]], rows: Sequence[int], model: EntropyModel
-) -> list[NDArray[np.uint8]]:
+def decode_blocks(words: Sequence[NDArray[np.uint32]], rows: Sequence[int], model: EntropyModel) -> list[Bits]:
     """Decode several blocks; an autoregressive model decodes them in lockstep to share the network's work."""
     if any(not len(stream) or stream[-1] == 0 for stream in words):
         raise FormatError("the stream of a block is empty or ends in an empty word")
@@ -147,7 +147,7 @@ def decode_blocks(
 # Independent symbols
 
 
-def _encode_bits(coder: Any, decisions: NDArray[np.uint8], model: IndependentModel) -> None:
+def _encode_bits(coder: Any, decisions: Bits, model: IndependentModel) -> None:
     numerators, turned = _fold(model.ones[:, 0])
     order = np.argsort(numerators, kind="stable")
     ordered = decisions[:, order] ^ turned[order]
@@ -157,7 +157,7 @@ def _encode_bits(coder: Any, decisions: NDArray[np.uint8], model: IndependentMod
         coder.encode_reverse(part, _model(int(numerators[order[start]])))
 
 
-def _decode_bits(coder: Any, rows: int, model: IndependentModel) -> NDArray[np.uint8]:
+def _decode_bits(coder: Any, rows: int, model: IndependentModel) -> Bits:
     numerators, turned = _fold(model.ones[:, 0])
     order = np.argsort(numerators, kind="stable")
     bounds = _bounds(numerators[order])
@@ -181,7 +181,7 @@ def _encode_trees(coder: Any, codes: Codes, model: IndependentModel) -> None:
         _push(coder, ordered, numerators[order])
 
 
-def _decode_trees(coder: Any, rows: int, model: IndependentModel, bits: int) -> NDArray[np.uint8]:
+def _decode_trees(coder: Any, rows: int, model: IndependentModel, bits: int) -> Bits:
     decisions = np.empty((rows, model.latents, bits), np.uint8)
     symbols = np.zeros((rows, model.latents), np.uint16)
     for level in range(bits):
@@ -216,9 +216,7 @@ class _Levels:
         self.probabilities = self.numerators / DENOMINATOR
 
 
-def _encode_autoregressive(
-    coder: Any, decisions: NDArray[np.uint8], model: AutoregressiveModel, indices: NDArray[np.uint8]
-) -> None:
+def _encode_autoregressive(coder: Any, decisions: Bits, model: AutoregressiveModel, indices: Bits) -> None:
     levels = _Levels(model)
     ranks = levels.ranks[indices]
     order = np.argsort(ranks, axis=1, kind="stable")
@@ -237,9 +235,7 @@ def _encode_autoregressive(
             coder.encode_reverse(coded[j, start:end], levels.models[rank])
 
 
-def _decode_autoregressive(
-    coders: Sequence[Any], rows: Sequence[int], model: AutoregressiveModel
-) -> list[NDArray[np.uint8]]:
+def _decode_autoregressive(coders: Sequence[Any], rows: Sequence[int], model: AutoregressiveModel) -> list[Bits]:
     levels = _Levels(model)
     total = sum(rows)
     places = list(pairwise(np.cumsum([0, *rows]).tolist()))
