@@ -215,8 +215,7 @@ class Appender(JournaledWriter):
 
     def close(self) -> None:
         """Close the file as it is; without :meth:`finish`, added rows are not part of the archive."""
-        self._close_files()
-        self._release()
+        super().close()
         self.archive.close()
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:

@@ -158,6 +158,11 @@ class JournaledWriter(SegmentWriter):
                 self._leave(type(error))
                 raise
 
+    def close(self) -> None:
+        """Leave the file and its journal as they are."""
+        self._close_files()
+        self._release()
+
     def _close_files(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -321,11 +326,6 @@ class Writer(JournaledWriter):
             self._file = None
             rename(self.partial, self.path)
         self._journal.remove()
-        self._release()
-
-    def close(self) -> None:
-        """Leave the partial file and its journal as they are."""
-        self._close_files()
         self._release()
 
     def _abandon(self) -> None:
