@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import lzma
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -27,10 +28,9 @@ from script import command_of
 from throughput import peak, restart_peak
 
 from stochcl import framing
-from stochcl.benchmarks.probes import write_archive
 from stochcl.benchmarks.run import BenchmarkError, ChildDiedError, call_in_child, need, record, stay_on_one_core
 from stochcl.codes import Codes, bits_per_symbol, symbol_dtype
-from stochcl.compress import Archive, Header
+from stochcl.compress import Archive, Header, Writer
 from stochcl.compress.transcode import choose
 from stochcl.entropy import ans
 from stochcl.entropy.independent import IndependentModel
@@ -220,7 +220,11 @@ def _archive(code_set: CodeSet) -> Method:
 
 def encode_archive(header: Header, tables: Tables, fits: tuple[Any, ...], embed_tables: bool, codes: Codes) -> bytes:
     """Write a whole file (header, index, checksums, fsync) without names."""
-    return write_archive(header, tables, codes, embed_tables=embed_tables, fitted=fits)
+    with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
+        path = Path(folder, "codes.bin")
+        with Writer(path, header, tables, embed_tables=embed_tables, fitted=fits, names=False) as out:
+            out.add(codes)
+        return path.read_bytes()
 
 
 def decode_archive(tables: Tables, data: bytes) -> Codes:

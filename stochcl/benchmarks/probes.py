@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from stochcl.benchmarks.run import BenchmarkError
 from stochcl.compress import Archive, Header, Writer
 from stochcl.downstream.metrics import wilson
 from stochcl.entropy.independent import MAX_DECISIONS, IndependentModel
-from stochcl.entropy.model import EntropyModel, fit_linear
+from stochcl.entropy.model import fit_linear
 from stochcl.entropy.tables import Tables
 from stochcl.lazy import cached_property
 
@@ -249,23 +248,15 @@ def price(fitting: Codes, codes: Codes, coding: str, seed: int = 0) -> tuple[int
 
 def through_a_file(header: Header, tables: Tables, codes: Codes) -> tuple[int, Codes]:
     """Write codes without names or tables, read them back, and return the file's size and its codes."""
-    data = write_archive(header, tables, codes)
-    with Archive(io.BytesIO(data), tables=[tables]) as archive:
-        back = archive[:]
-    if (back.packed != codes.packed).any():
-        raise BenchmarkError("an archive gave back other codes; no figure of this run counts.")
-    return len(data), back
-
-
-def write_archive(
-    header: Header, tables: Tables, codes: Codes, *, embed_tables: bool = False, fitted: tuple[EntropyModel, ...] = ()
-) -> bytes:
-    """Return a whole file (header, index, checksums) without names."""
     with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
         path = Path(folder, "codes.bin")
-        with Writer(path, header, tables, embed_tables=embed_tables, fitted=fitted, names=False) as out:
+        with Writer(path, header, tables, embed_tables=False, names=False) as out:
             out.add(codes)
-        return path.read_bytes()
+        with Archive(path, tables=[tables]) as archive:
+            back, size = archive[:], archive.size
+    if (back.packed != codes.packed).any():
+        raise BenchmarkError("an archive gave back other codes; no figure of this run counts.")
+    return size, back
 
 
 def _tables(fitting: Codes, coding: str, seed: int) -> Tables:
