@@ -11,6 +11,7 @@ import numpy as np
 
 from stochcl import framing
 from stochcl.compress.bytes import ArchiveErrors, Cache, open_reader
+from stochcl.compress.columns import by_part
 from stochcl.compress.header import Header, read_header
 from stochcl.compress.index import Index, check_earlier, cut_to_end, iterate_skipped, read_index
 from stochcl.compress.rows import ArchiveBase
@@ -332,9 +333,8 @@ class Archive(ArchiveBase):
         """Return the uncertainty of rows, or None if it is not stored."""
         if not self._stored("entropy"):
             return None
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
         found = np.empty(len(rows), np.float32)
-        for segment in np.unique(numbers).tolist():
+        for segment, places, own in by_part(self._starts, rows):
             values = self._entropies.get(segment)
             if values is None:
                 with self._errors:
@@ -343,8 +343,7 @@ class Archive(ArchiveBase):
                 if values is None:
                     return None
                 self._entropies.put(segment, values, values.nbytes)
-            places = numbers == segment
-            found[places] = values[rows[places] - self._starts[segment]]
+            found[places] = values[own]
         return found
 
     # Closing, pickling

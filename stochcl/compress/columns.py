@@ -29,6 +29,16 @@ _PART = 8192  # texts decoded at a time in iteration
 _SHOWN = 8
 
 
+def by_part(
+    starts: NDArray[np.integer], rows: NDArray[np.integer]
+) -> Iterator[tuple[int, NDArray[np.integer], NDArray[np.integer]]]:
+    """Yield each part with some of these rows, the rows' positions, and their numbers in it; a part has a start."""
+    numbers = np.searchsorted(starts, rows, side="right") - 1
+    for number in np.unique(numbers).tolist():
+        places = np.flatnonzero(numbers == number)
+        yield number, places, rows[places] - starts[number]
+
+
 class PackedTexts:
     """The texts of one segment in one byte string, which saves 50 bytes of object overhead per text."""
 
@@ -69,12 +79,9 @@ class StringColumn:
 
     def take(self, rows: NDArray[np.integer]) -> list[str]:
         """Return the texts of these rows; each segment is read once."""
-        segments = np.searchsorted(self._starts, rows, side="right") - 1
         found: list[str] = [""] * len(rows)
-        for segment in np.unique(segments).tolist():
-            places = np.flatnonzero(segments == segment)
-            taken = self._segment(segment).take(rows[places] - self._starts[segment])
-            for place, text in zip(places.tolist(), taken, strict=True):
+        for segment, places, own in by_part(self._starts, rows):
+            for place, text in zip(places.tolist(), self._segment(segment).take(own), strict=True):
                 found[place] = text
         return found if self._change is None else [self._change(text) for text in found]
 

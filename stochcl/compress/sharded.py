@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from stochcl.compress.archive import Archive
 from stochcl.compress.bytes import ArchiveErrors, Cache
+from stochcl.compress.columns import by_part
 from stochcl.compress.rows import ArchiveBase
 from stochcl.compress.segment import Limits
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, SourceError, UnsupportedVersion
@@ -238,12 +239,6 @@ class FolderArchive(ArchiveBase):
             self._opened.put(number, archive, 1)
         return archive
 
-    def _by_shard(self, rows: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.integer]]]:
-        """Yield the number of each shard with some of these rows, and the positions of those rows."""
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
-        for number in np.unique(numbers).tolist():
-            yield number, np.flatnonzero(numbers == number)
-
     # Contents
 
     @property
@@ -320,25 +315,21 @@ class FolderArchive(ArchiveBase):
 
     def _packed(self, index: NDArray[np.integer]) -> NDArray[np.uint8]:
         packed = np.empty((len(index), -(-self._width // 8)), np.uint8)
-        for number, places in self._by_shard(index):
-            packed[places] = self._shard(number)._packed(index[places] - self._starts[number])
+        for number, places, own in by_part(self._starts, index):
+            packed[places] = self._shard(number)._packed(own)
         return packed
 
     def _uncertainty(self, rows: NDArray[np.integer]) -> NDArray[np.float32] | None:
         if not self._stored("entropy"):
             return None
         found = np.empty(len(rows), np.float32)
-        for number, places in self._by_shard(rows):
-            found[places] = self._shard(number)._uncertainty(rows[places] - self._starts[number])
+        for number, places, own in by_part(self._starts, rows):
+            found[places] = self._shard(number)._uncertainty(own)
         return found
 
     def _rows_of_blocks(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
-        shards = np.searchsorted(self._first_blocks, numbers, side="right") - 1
-        found = []
-        for number in np.unique(shards).tolist():
-            rows = self._shard(number)._rows_of_blocks(numbers[shards == number] - self._first_blocks[number])
-            found.append(rows + self._starts[number])
-        return np.concatenate(found)
+        shards = by_part(self._first_blocks, numbers)
+        return np.concatenate([self._shard(n)._rows_of_blocks(own) + self._starts[n] for n, _, own in shards])
 
     def _stored(self, which: str) -> bool:
         filled = next((i for i, entry in enumerate(self.manifest.shards) if entry.images), 0)
