@@ -114,12 +114,12 @@ def test_quantiser_and_tables_are_fitted_to_the_other_images_and_the_probe_to_it
         "logistic", method.vectors(method.codes(train)), inputs.train.labels, method.vectors(codes),
         inputs.test.labels, seed=1,
     )  # fmt: skip
-    paid = price(method.codes(fit), codes, "linear", 1)
+    size, of_model = price(method.codes(fit), codes, "linear", 1)
     rows = [row for row in after["rows"] if elsewhere(row) and row["code"] == "12 bits"]
     (row,) = (r for r in rows if r["coding"] == "linear" and r["method"].startswith(BASELINES[name].name))
     assert row["accuracy"] == right.mean()
-    assert row["bytes"] == paid.bytes
-    assert row["side_bytes"] == method.side_bytes + paid.model_bytes
+    assert row["bytes"] == size
+    assert row["side_bytes"] == method.side_bytes + of_model
 
 
 def test_the_images_are_chosen_by_the_seed_and_without_those_held_out(plain, other):

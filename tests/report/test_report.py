@@ -206,7 +206,7 @@ def test_a_page_is_written_whole_or_not_at_all(codes, out, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stochcl.report.page.replacing", full)
+    monkeypatch.setattr("stochcl.files.replacing", full)
     with pytest.raises(OutputError, match="no space left"):
         report(codes, out)
     assert not out.exists()
