@@ -44,14 +44,6 @@ class SelectOptions(Options):
 
 
 @dataclass(frozen=True)
-class SearchOptions(Options):
-    """What to find."""
-
-    count: int = option(10, "How many to find.", at_least=1, unit="K", flags=("-k",))
-    output: str = option("auto", "Compare decoded vectors, or symbols.", choices=OUTPUTS, flags=("--by",))
-
-
-@dataclass(frozen=True)
 class ProbeOptions(Options):
     """The input of a probe, and its scoring."""
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stochcl.api.compress import CompressOptions
-from stochcl.api.dedup import DedupOptions
-from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
+from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SelectOptions
 from stochcl.api.models import resolve_tables
+from stochcl.api.search import DedupOptions, SearchOptions
 from stochcl.api.source import check_paths_exist
 from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
@@ -333,7 +333,7 @@ def dedup(codes: Path | str, output: Path, *, model: str | None, as_json: bool, 
       stochcl dedup codes.bin -o pairs.csv
       stochcl dedup codes.bin --threshold 1 -o equal.parquet
     """
-    from stochcl.api.dedup import dedup
+    from stochcl.api.search import dedup
 
     with progress_bar("cells", rate=False) as bar:
         found = dedup(codes, output, tables=resolve_tables(model, codes), progress=bar, **opt.given(options))
