@@ -18,7 +18,7 @@ from stochcl.compress import Archive
 from stochcl.data import ImageSource, Preprocess
 from stochcl.errors import UsageError, require
 from stochcl.messages import duration, escape_name
-from stochcl.training.images import ImageSet, classes_of, labeller, labels_of, read_images
+from stochcl.training.images import classes_of, labeller, labels_of, read_images
 from stochcl.training.options import FinetuneOptions, finetune_options
 from stochcl.training.outputs import RunFiles, run_record
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
     from stochcl.encoders.modelfile import ModelFile
     from stochcl.encoders.pretrained import Initialisation
@@ -105,7 +104,7 @@ def score(
         raise UsageError(f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one.")
     images = open_images(source)
     label = labeller([images], labels, label_level)
-    data = read_labelled(config, [images], label, workers=workers)
+    data = read_images([images], Preprocess(config.size, config.fit), workers=workers, label=label)
     truth = class_indices(data.train_labels, config.classes)
     plain = class_scores(encoder, data.train, on)
     mirrored = with_mirrored(encoder, data.train, on, plain)
@@ -117,16 +116,6 @@ def score(
         test_top1_mirrored=100 * top1(mirrored, truth),
         skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
         **(_score_file(codec, codec.classifier, source, label, workers) if vectors else {}),
-    )
-
-
-def read_labelled(
-    config: EncoderConfig, sources: Sequence[ImageSource], label: Callable[[str], str], *, hold_out: int = 0,
-    workers: int = 1, cache: Path | None = None,
-) -> ImageSet:  # fmt: skip
-    """Decode labelled images to an encoder's size."""
-    return read_images(
-        sources, Preprocess(config.size, config.fit), hold_out=hold_out, workers=workers, label=label, cache=cache
     )
 
 
@@ -234,8 +223,8 @@ def finetune(
     opened = [open_images(path) for path in sources]
     label = labeller(opened, labels, label_level)
     test_labels, truth = (None, []) if test is None else _of_test(opened, test, labels, test_labels, label_level)
-    data = read_labelled(
-        encoder.config, opened, label, hold_out=hold_out, workers=workers,
+    data = read_images(
+        opened, Preprocess(encoder.config.size, encoder.config.fit), hold_out=hold_out, workers=workers, label=label,
         cache=None if cache is None else Path(cache),
     )  # fmt: skip
     classes = classes_of(data)
@@ -295,8 +284,8 @@ def _of_test(
 ) -> tuple[PathLike | None, list[str]]:  # fmt: skip
     """Return the CSV of the test images' labels (None for folder names), and the labels."""
     source = open_images(test)
-    trained = (entry.name for one in sources for entry in one.entries)
-    table = labels_of_test(trained, (entry.name for entry in source.entries), labels, test_labels)
+    trained = (name for one in sources for name in one.names)
+    table = labels_of_test(trained, source.names, labels, test_labels)
     return table, labels_of(source, table, level)
 
 

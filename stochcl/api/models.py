@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from stochcl.codes import bits_per_symbol
 from stochcl.compress import open_archive
 from stochcl.encoders.config import FOREIGN
-from stochcl.encoders.packaged import ENDING, embedded_models
+from stochcl.encoders.packaged import ENDING, embedded_models, read_tensors
 from stochcl.entropy.tables import is_packaged
 from stochcl.errors import ModelError, ModelMismatch, ModelNotFound, StochclError, UsageError, error_of
 from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from stochcl.compress import Header
     from stochcl.entropy.tables import Tables
@@ -81,10 +81,13 @@ def _natural(item: tuple[str, str]) -> list[tuple[int, str]]:
     ]
 
 
-def _folders() -> Iterator[Path]:
-    for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep):
-        if folder:
-            yield Path(folder)
+def _folders() -> list[Path]:
+    return [Path(folder) for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep) if folder]
+
+
+def _in_folders(folders: Iterable[Path]) -> list[Path]:
+    """Return the packaged models, and those in folders."""
+    return [*embedded_models(), *(path for folder in folders for path in sorted(folder.glob(f"*{ENDING}")))]
 
 
 def find_model(model: PathLike) -> Path:
@@ -125,8 +128,7 @@ def model_of(header: Header, beside: PathLike | None = None) -> Path:
     """
     from stochcl.encoders.modelfile import load_model
 
-    folders = [*_folders(), *([] if beside is None else [Path(beside).parent]), Path()]
-    paths = [*embedded_models(), *(path for folder in folders for path in sorted(folder.glob(f"*{ENDING}")))]
+    paths = _in_folders([*_folders(), *([] if beside is None else [Path(beside).parent]), Path()])
     for path in sorted(dict.fromkeys(path.resolve() for path in paths), key=lambda path: path.stem != header.model):
         with suppress(ModelError):
             config = _card(path).config
@@ -168,9 +170,8 @@ def model_cards() -> tuple[list[ModelCard], list[tuple[Path, ModelError]]]:
     list of (Path, ModelError)
         Damaged or foreign files, with the error for each.
     """
-    paths = [*embedded_models(), *(p for folder in _folders() for p in sorted(folder.glob(f"*{ENDING}")))]
     cards, damaged = [], []
-    for path in paths:
+    for path in _in_folders(_folders()):
         try:
             cards.append(_card(path))
         except ModelError as exc:
@@ -179,11 +180,9 @@ def model_cards() -> tuple[list[ModelCard], list[tuple[Path, ModelError]]]:
 
 
 def _card(path: Path) -> ModelCard:
-    """Read the JSON at the start of a safetensors file, without numpy or torch."""
+    """Read the metadata of a model file, without its weights."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            metadata = json.loads(file.read(min(length, 1 << 24)))["__metadata__"]
+        _, metadata = read_tensors(path, None)
         card = ModelCard(
             path.stem, path, path.stat().st_size, json.loads(metadata["config"]),
             json.loads(metadata["record"], parse_constant=lambda name: None),  # NaN is not JSON

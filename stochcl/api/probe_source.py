@@ -15,7 +15,7 @@ from stochcl.data.array import MAGIC
 from stochcl.data.arrow import is_arrow_file
 from stochcl.data.open import expand
 from stochcl.errors import StochclError, UsageError
-from stochcl.files import is_file
+from stochcl.files import begins_with
 from stochcl.messages import escape_name
 from stochcl.remote import is_url
 
@@ -29,20 +29,14 @@ if TYPE_CHECKING:
 
 def are_embeddings(paths: Sequence[PathLike]) -> bool:
     """Return whether paths are .npy matrices, or Parquet or Arrow files, rather than archives."""
-    files = _files(paths)
-    return bool(files) and (_is_matrix(files[0]) or is_arrow_file(files[0]))
+    for file in _files(paths)[:1]:
+        is_matrix = begins_with(file, MAGIC) and isinstance(open_source(file), MatrixSource)
+        return is_matrix or is_arrow_file(file)
+    return False
 
 
 def _files(paths: Sequence[PathLike]) -> list[Path]:
     return [Path(path) for given in paths for path in expand(given) if not is_url(given)]
-
-
-def _is_matrix(path: Path) -> bool:
-    if not is_file(path):
-        return False
-    with path.open("rb") as file:
-        found = file.read(len(MAGIC)) == MAGIC
-    return found and isinstance(open_source(path), MatrixSource)
 
 
 @contextmanager

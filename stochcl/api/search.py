@@ -17,7 +17,7 @@ from stochcl.api.source import check_paths_exist, embedder_of
 from stochcl.compress import ArchiveBase, open_archive
 from stochcl.compress.columns import to_unicode
 from stochcl.compress.header import Embedder, check_embedder
-from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source
+from stochcl.data import SourceOptions, VectorSource, open_arrow, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.downstream.duplicates import Pairs, find_duplicates
 from stochcl.errors import UsageError, require
@@ -160,13 +160,13 @@ def _given(
         yield _Query(escape_name(path), -1, path)
         return
     source = open_source(path) if table is None else table
-    if not isinstance(source, MatrixSource | ArrowVectors):
+    if not isinstance(source, VectorSource):
         raise UsageError(f"{escape_name(path)}: this holds many images; name single image files, or embeddings.")
     made, asked = Embedder.of(archive.header.embedder), embedder_of(source, embedder)
     check_embedder(escape_name(path), asked, made, escape_name(shown))
     # Rows of a matrix are named by zero-padded numbers.
     named = (lambda name: str(int(name))) if table is None else escape_name
-    for batch in source.batches(_ROWS) if isinstance(source, MatrixSource) else source.vectors():
+    for batch in source.batches():
         for failure in batch.failures:
             raise UsageError(f"{escape_name(path)}: row {named(failure.name)}: {failure.reason}; leave it out.")
         for name, vector in zip(batch.names, batch.vectors, strict=True):
@@ -199,7 +199,7 @@ def _wanted(
         codec = codec_of(path, model, device=device).with_precision(header.precision)
         codec.check_made(header, path)
         if files:
-            found = codec.encode_pixels(codec.prepare(files, codec.preprocess_of(header)))
+            found = codec.encode_prepared(codec.prepare(files, codec.preprocess_of(header)))
         else:
             found = codec.encode_vectors(np.stack(matrix))
         symbols = select_latents(found.codes, header).symbols()

@@ -26,16 +26,15 @@ if TYPE_CHECKING:
 
 def standard_input(what: str) -> IO[bytes]:
     """Return the bytes of standard input."""
-    if sys.stdin is None:
-        raise UsageError(f"standard input is closed, and {what} is read from it; send it through a pipe.")
-    if sys.stdin.isatty():
-        raise UsageError(f"standard input is a terminal, and {what} is read from it; send it through a pipe.")
+    if sys.stdin is None or sys.stdin.isatty():
+        state = "closed" if sys.stdin is None else "a terminal"
+        raise UsageError(f"standard input is {state}, and {what} is read from it; send it through a pipe.")
     return sys.stdin.buffer
 
 
 def source_of(
     sources: Sequence[Path], files_from: Path | None, *, null: bool, folder: Path
-) -> Path | Sequence[Path] | IO[bytes] | ImageSource:
+) -> Sequence[Path] | IO[bytes] | ImageSource:
     """Return the source to read: paths, standard input, or a list of images."""
     if files_from is not None:
         if sources:
@@ -47,7 +46,7 @@ def source_of(
     if not sources:
         raise UsageError("there is nothing to compress: name a SOURCE, or a list of files with --files-from.")
     if "-" not in map(str, sources):
-        return sources[0] if len(sources) == 1 else sources
+        return sources
     if len(sources) > 1:
         raise UsageError("- reads a tar of images from standard input; omit the other sources.")
     return standard_input("a tar of images")
@@ -90,7 +89,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
 @opt.section("Rate", opt.options_of(CompressOptions, only="latents rate target"))
 @opt.section(
     "Model",
-    click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file."),
+    opt.MODEL,
     opt.DEVICE,
     click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto",
                  help="Numeric precision of the network.  [default: auto, which is int8 for EfficientNet-Lite "
@@ -175,9 +174,8 @@ def estimate(sources: tuple[Path, ...], *, as_json: bool, **options: Any) -> Non
     from stochcl.api.estimate import estimate
 
     check_paths_exist(sources)
-    source: Any = sources[0] if len(sources) == 1 else sources
     with progress_bar("widths", rate=False) as bar:
-        found = estimate(source, progress=bar, **opt.given(options))
+        found = estimate(sources, progress=bar, **opt.given(options))
     show(found.to_json(), found.lines(), as_json=as_json)
 
 
@@ -361,7 +359,7 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
 @opt.command()
 @opt.CODES
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=opt.SOURCE)
-@click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
+@opt.CODES_MODEL
 @opt.DEVICE
 @opt.options_of(CompressOptions, only="column id_column embedder any_name max_pixels batch_size workers")
 @opt.section(
@@ -391,11 +389,10 @@ def append(
 
     check_local(codes)
     check_paths_exist(sources)
-    source: Any = sources[0] if len(sources) == 1 else sources
     with Archive(codes):  # a folder of shards is refused before its model is loaded
         codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:
-        edit = append(codes, source, codec, progress=bar, **opt.given(options))
+        edit = append(codes, sources, codec, progress=bar, **opt.given(options))
     say_skipped(edit.skipped)
     show(edit.to_json("append"), edit.lines(), as_json=as_json)
 

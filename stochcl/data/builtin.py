@@ -14,7 +14,7 @@ from PIL import Image
 from stochcl.data.names import member_name, sort_key
 from stochcl.data.source import Entry, ImageSource
 from stochcl.errors import ImageError, SourceError
-from stochcl.files import is_file, is_folder, reading
+from stochcl.files import begins_with, is_file, is_folder, reading
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -38,9 +38,8 @@ class DigitsSource(ImageSource):
 
         digits = load_digits()
         self.path = Path("digits")
-        self._images = [
-            _digit(digits.images[row]) for digit in range(10) for row in np.flatnonzero(digits.target == digit)
-        ]
+        order = np.argsort(digits.target, kind="stable")
+        self._images = [Image.fromarray(grey) for grey in np.rint(digits.images[order] * (255 / 16)).astype(np.uint8)]
         counts = np.bincount(digits.target, minlength=10).tolist()
         self.entries = [
             Entry(f"{digit}/{k:03d}.png", 64, 0) for digit, count in enumerate(counts) for k in range(count)
@@ -54,11 +53,6 @@ class DigitsSource(ImageSource):
         file = BytesIO()
         self._images[i].save(file, "PNG")
         return file.getvalue()
-
-
-def _digit(values: NDArray[np.float64]) -> Image.Image:
-    """Return 8 x 8 values in 0..16 as an 8-bit grey image."""
-    return Image.fromarray(np.rint(values * (255 / 16)).astype(np.uint8))
 
 
 META = "batches.meta"
@@ -117,11 +111,8 @@ class Cifar10Source(ImageSource):
         self.entries = [entry for entry, _ in found]
         self.rejected = []
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cifar10Source, (self.path,)
 
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         planes = self._pixels[self._rows[i]].reshape(3, _SIDE, _SIDE)
@@ -142,15 +133,10 @@ def is_cifar10(path: Path, head: bytes = b"") -> bool:
 def _batches(folder: Path) -> list[Path]:
     """Return a folder's training batches, leaving out other files of such names."""
     try:
-        found = [path for path in sorted(folder.iterdir()) if _TRAINING.fullmatch(path.name) and path.is_file()]
-        return [path for path in found if _begins(path)]
+        found = sorted(path for path in folder.iterdir() if _TRAINING.fullmatch(path.name))
     except OSError:
         return []
-
-
-def _begins(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1) == b"\x80"
+    return [path for path in found if begins_with(path, b"\x80")]
 
 
 class _Unpickler(pickle.Unpickler):
