@@ -16,7 +16,7 @@ from stochcl.api import source as sources
 from stochcl.api.codec import codec_of
 from stochcl.api.compress import Compression, CompressOptions, Encoded, check_exclusive
 from stochcl.api.summary import Edit, Report
-from stochcl.compress import Archive
+from stochcl.compress import Archive, Header
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
 from stochcl.compress.header import Embedder, check_embedder
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Given, Source
     from stochcl.codes import Codes
-    from stochcl.compress import Header
     from stochcl.files import PathLike
 
     New = SubsetSource | MatrixSource | ArrowSource

@@ -12,6 +12,7 @@ from stochcl.api.codec import Codec
 from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source, open_sources, sample_rows
 from stochcl.data.array import MAGIC, MOST_ROWS, sample_size
 from stochcl.data.open import expand
+from stochcl.encoders.modelfile import save_model
 from stochcl.entropy.vectors import MAX_RESIDUAL
 from stochcl.errors import TrainingError, UsageError, require
 from stochcl.files import PathLike, begins_with
@@ -161,8 +162,6 @@ def to_bytes(encoder: Encoder, record: dict[str, Any]) -> bytes:
     ModelError
         If a weight is not finite, or too large for float16.
     """
-    from stochcl.encoders.modelfile import save_model
-
     with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
         path = Path(folder, _NAME)
         save_model(encoder, path, record)
@@ -243,8 +242,6 @@ def train_matrix(
     UsageError
         If an option applies only to images, or makes no sense.
     """
-    from stochcl.encoders.modelfile import save_model
-
     started = time.monotonic()
     given = {name: value for name, value in options.items() if value is not None}
     latents, epochs = given.pop("latents", None), given.pop("epochs", None)

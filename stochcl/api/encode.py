@@ -21,7 +21,7 @@ from stochcl.data.access import read_regular
 from stochcl.data.pixels import OWN_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders import engine, layout
-from stochcl.encoders.config import EFFICIENTNETS
+from stochcl.encoders.config import EFFICIENTNETS, EncoderConfig
 from stochcl.encoders.latents import Latents
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.tables import Tables, is_packaged
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from stochcl.codes import Codes
-    from stochcl.encoders.config import EncoderConfig
     from stochcl.files import PathLike
 
 

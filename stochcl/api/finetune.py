@@ -16,6 +16,7 @@ from stochcl.api.summary import skipped_json
 from stochcl.api.train import RunReport, open_images
 from stochcl.compress import Archive
 from stochcl.data import ImageSource, Preprocess
+from stochcl.encoders.modelfile import ModelFile, load_model, save_model
 from stochcl.errors import UsageError, require
 from stochcl.messages import duration, escape_name
 from stochcl.training.images import classes_of, labeller, labels_of, read_images
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.encoders.encoder import Encoder
-    from stochcl.encoders.modelfile import ModelFile
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.files import PathLike
 
@@ -267,7 +267,6 @@ def _start(
     model: PathLike, settings: FinetuneOptions, init: PathLike | None
 ) -> tuple[ModelFile, Encoder, Initialisation | None]:
     """Return the model, the encoder to start from, and the origin of its weights if not the model's."""
-    from stochcl.encoders.modelfile import load_model
     from stochcl.encoders.pretrained import init_backbone
     from stochcl.training.finetune import starting_point
 
@@ -293,8 +292,6 @@ def _write(
     encoder: Encoder, files: RunFiles, record: dict[str, Any], test: PathLike | None, **how: Any
 ) -> tuple[str, Scores | None]:  # fmt: skip
     """Write the model, score the file, and add the scores to its record, which is not hashed."""
-    from stochcl.encoders.modelfile import save_model
-
     sha256, scores = save_model(encoder, files.output, record), None
     files.checkpoint.unlink(missing_ok=True)
     if test is not None:

@@ -10,22 +10,21 @@ import numpy as np
 
 from stochcl.api.summary import Report
 from stochcl.codes import Codes
-from stochcl.compress import Archive, Header, Writer, open_archive
+from stochcl.compress import Archive, ArchiveBase, Header, Writer, open_archive
 from stochcl.compress.transcode import fit_models
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
 from stochcl.entropy.vectors import MAX_NUMBERS, ResidualDecoder
 from stochcl.errors import SourceError, UsageError, require
-from stochcl.files import check_output, replacing, target_of, writing
+from stochcl.files import PathLike, check_output, replacing, target_of, writing
 from stochcl.messages import Progress, escape_name, silent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stochcl.compress import ArchiveBase
     from stochcl.entropy.tables import Where
-    from stochcl.files import PathLike
+
 
 METRICS = ("cosine", "l2")
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.codes import bits_per_symbol
-from stochcl.compress import open_archive
+from stochcl.compress import Header, open_archive
+from stochcl.encoders import layout
 from stochcl.encoders.config import FOREIGN
+from stochcl.encoders.modelfile import load_model, stored_config
 from stochcl.encoders.packaged import ENDING, embedded_models, read_tensors
-from stochcl.entropy.tables import is_packaged
+from stochcl.entropy.tables import Tables, is_packaged
 from stochcl.errors import ModelError, ModelMismatch, ModelNotFound, StochclError, UsageError, error_of
 from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name, os_reason
@@ -23,8 +25,6 @@ from stochcl.messages import escape_name, os_reason
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stochcl.compress import Header
-    from stochcl.entropy.tables import Tables
 
 DEFAULT = "general"
 """The default model."""
@@ -126,8 +126,6 @@ def model_of(header: Header, beside: PathLike | None = None) -> Path:
     ------
     ModelNotFound
     """
-    from stochcl.encoders.modelfile import load_model
-
     paths = _in_folders([*_folders(), *([] if beside is None else [Path(beside).parent]), Path()])
     for path in sorted(dict.fromkeys(path.resolve() for path in paths), key=lambda path: path.stem != header.model):
         with suppress(ModelError):
@@ -205,9 +203,6 @@ class ModelInfo:
     """Facts about a model file, which is read whole and checked."""
 
     def __init__(self, path: Path) -> None:
-        from stochcl.encoders import layout
-        from stochcl.encoders.modelfile import load_model
-
         self.path, self.model = path, load_model(path)
         config, tensors = self.model.config, self.model.tensors
         self.config, self.bytes, self.tables = config, path.stat().st_size, layout.tables(config, tensors)
@@ -217,8 +212,6 @@ class ModelInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as JSON types."""
-        from stochcl.encoders.modelfile import stored_config
-
         config, tables = self.config, self.tables
         images = {"size": config.size, "fit": config.fit, "mean": list(config.mean), "std": list(config.std)}
         return {
@@ -371,8 +364,5 @@ def _by_hash(path: PathLike) -> tuple[Tables, ...]:
 
 
 def _tables_of(path: Path) -> Tables:
-    from stochcl.encoders import layout
-    from stochcl.encoders.modelfile import load_model
-
     model = load_model(path)
     return layout.tables(model.config, model.tensors)

@@ -15,7 +15,7 @@ from stochcl.data.array import MAGIC
 from stochcl.data.arrow import is_arrow_file
 from stochcl.data.open import expand
 from stochcl.errors import StochclError, UsageError
-from stochcl.files import begins_with
+from stochcl.files import PathLike, begins_with
 from stochcl.messages import escape_name
 from stochcl.remote import is_url
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from stochcl.api.codec import Codec
     from stochcl.downstream import Evaluation
-    from stochcl.files import PathLike
 
 
 def are_embeddings(paths: Sequence[PathLike]) -> bool:

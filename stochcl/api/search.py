@@ -21,7 +21,7 @@ from stochcl.data import SourceOptions, VectorSource, open_arrow, open_source
 from stochcl.downstream.distances import DISTANCES, OF_KINDS, Nearest
 from stochcl.downstream.duplicates import Pairs, find_duplicates
 from stochcl.errors import UsageError, require
-from stochcl.files import check_output, replacing, writing
+from stochcl.files import PathLike, check_output, replacing, writing
 from stochcl.messages import Progress, escape_name, silent
 from stochcl.options import Options, option
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.entropy.tables import Decoder, Where
-    from stochcl.files import PathLike
 
 
 _ROWS = 1 << 14  # read, decoded and written at a time

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from stochcl.api.compress import Compression, Encoded, unwritable
+from stochcl.api.compress import Compression, CompressOptions, Encoded, unwritable
 from stochcl.api.models import portable_name
 from stochcl.api.source import check_source_fits_model, no_readable_error, strict_error
-from stochcl.api.summary import Drift
+from stochcl.api.summary import Drift, Report
 from stochcl.compress import Archive, Header, Writer, open_archive
 from stochcl.compress.sharded import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
 from stochcl.data import Failure, ImageSource, MatrixSource, SubsetSource, open_source, open_sources
@@ -30,10 +30,8 @@ from stochcl.remote import is_url
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from stochcl.api.compress import CompressOptions
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Source
-    from stochcl.api.summary import Report
 
     ShardSource = ImageSource | MatrixSource
     Run = Callable[["Plan", list[int], CodecBase, ShardSource], Iterable[tuple[int, "Made"]]]

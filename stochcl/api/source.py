@@ -18,7 +18,7 @@ from stochcl.data.folder import open_url
 from stochcl.data.names import DEFAULTS
 from stochcl.data.open import expand
 from stochcl.errors import ImageError, SourceError, UsageError
-from stochcl.files import check_exists
+from stochcl.files import PathLike, check_exists
 from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from stochcl.api.encode import CodecBase
     from stochcl.data import Failure, ImageBatch, Preprocess, SourceOptions
     from stochcl.data.array import MatrixBatch
-    from stochcl.files import PathLike
 
     Source = ImageSource | MatrixSource | StreamSource
     Given = PathLike | Sequence[PathLike] | IO[bytes] | Source

@@ -12,11 +12,10 @@ from stochcl.data.preprocess import Preprocess
 from stochcl.data.source import Entry, Failure, ImageBatch, ImageSource, StreamSource, SubsetSource
 from stochcl.data.tar import TarSource, TarStream
 from stochcl.data.zip import ZipSource
-from stochcl.messages import escape_name as printable
 
 __all__ = [
     "ArraySource", "ArrowImages", "ArrowVectors", "Entry", "Failure", "FolderSource", "ImageBatch", "ImageSource",
     "LabelTable", "MatrixSource", "Preprocess", "SourceOptions", "StreamSource", "SubsetSource", "TarSource",
     "TarStream", "VectorSource", "ZipSource", "held_out", "open_arrow", "open_list", "open_source", "open_sources",
-    "printable", "read_labels", "sample_rows", "sample_size",
+    "read_labels", "sample_rows", "sample_size",
 ]  # fmt: skip
