@@ -21,7 +21,6 @@ from stochcl.data.access import read_regular
 from stochcl.data.pixels import OWN_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders import engine, layout
-from stochcl.encoders.config import EFFICIENTNETS, EncoderConfig
 from stochcl.encoders.latents import Latents
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.tables import Tables, is_packaged
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from stochcl.codes import Codes
+    from stochcl.encoders.config import EncoderConfig
     from stochcl.files import PathLike
 
 
@@ -73,11 +73,8 @@ class CodecBase:
             raise UsageError(f"precision must be auto, {' or '.join(self.precisions)}, got {precision!r}.")
 
     def _check_runtime(self) -> None:
-        if self.precision == "int8" and (self.config.backbone not in EFFICIENTNETS or self.device_type != "cpu"):
-            raise UsageError(
-                "precision int8 needs an EfficientNet-Lite network on a processor (--device cpu), and this is "
-                f"{self.config.backbone} on {self.device}; use fp32."
-            )
+        if self.precision == "int8":
+            engine.check_int8(self.config, self.device)
         if self.runtime == "torch":
             what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {self.device}"
             require("torch", what if self.precision == "fp32" else f"precision {self.precision}", "train")

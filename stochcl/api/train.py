@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -13,6 +13,7 @@ from stochcl.api.models import DEFAULT, find_model, initial_weights
 from stochcl.api.source import embedder_of
 from stochcl.api.summary import skipped_json
 from stochcl.data import ArrowVectors, ImageSource, MatrixSource, Preprocess, open_sources
+from stochcl.encoders.engine import check_int8, precision_of
 from stochcl.errors import SourceError, UsageError, for_caller, require
 from stochcl.messages import duration, escape_name, plural
 from stochcl.training.options import TrainOptions, load_preset, options_from
@@ -203,9 +204,20 @@ def _asked(preset: str | None, init: PathLike | None, options: dict[str, Any], *
     source, held = given.pop("source", None), given.pop("hold_out", 0)
     weights = None if init is None else initial_weights(init)
     config, settings = options_from((backbone_options(weights) if weights else {}) | given)
-    choose_device(settings.device)
+    settings = replace(settings, precision=_precision(config, settings, choose_device(settings.device).type))
     start = None if weights is None else _check_weights(config, settings, weights, resume=resume)
     return _Asked(config, settings, weights, start, source, held)
+
+
+def _precision(config: EncoderConfig, settings: TrainOptions, device: str) -> str:
+    """Return the precision to train in: by default, that of compress for a network that stays as it is."""
+    if settings.precision == "auto" and not settings.epochs:
+        return precision_of(config, device)
+    if settings.precision == "int8":
+        if settings.epochs:
+            raise UsageError("--precision int8 is for a network that stays as it is, --epochs 0; use bf16 or fp32.")
+        check_int8(config, device)
+    return settings.precision
 
 
 def _check_weights(config: EncoderConfig, settings: TrainOptions, weights: Path, *, resume: bool) -> Initialisation:

@@ -74,33 +74,54 @@ def encode(
     uncertainty: bool = True, width: int | None = None,
 ) -> Encoded:  # fmt: skip
     """Encode the network's inputs, images or vectors, as codes of all or the first latents."""
-    config, chunk = latents.config, network.chunk
+    config = latents.config
     check_inputs(config, inputs)
-    dtype = np.uint8 if config.columns is None else np.float32
     width = config.latents if width is None else width
     symbols = np.empty((len(inputs), width), symbol_dtype(config.alphabet))
     doubt = np.empty(len(inputs), np.float32)
-    features = np.empty((len(inputs), latents.features), np.float32)
+    out = np.empty((len(inputs), latents.features), np.float32)
+
+    def take(rows: slice, count: int, found: Floats) -> None:
+        parameters = latents.parameters(found)
+        symbols[rows] = latents.symbols(parameters, width)[:count]
+        if uncertainty:
+            doubt[rows] = latents.uncertainty(parameters)[:count]
+        out[rows] = found[:count]
+
+    _each_chunk(network, inputs, take)
+    codes = Codes.from_symbols(symbols, alphabet=config.alphabet, uncertainty=doubt if uncertainty else None)
+    return Encoded(codes, out)
+
+
+def features(network: Network, inputs: NDArray[np.uint8], width: int) -> Floats:
+    """Return the network's standardised features of images, shape (B, width), without codes."""
+    out = np.empty((len(inputs), width), np.float32)
+
+    def take(rows: slice, count: int, found: Floats) -> None:
+        out[rows] = found[:count]
+
+    _each_chunk(network, inputs, take)
+    return out
+
+
+def _each_chunk(
+    network: Network, inputs: NDArray[np.uint8] | NDArray[np.floating], take: Callable[[slice, int, Floats], None]
+) -> None:
+    """Give ``take`` the rows of each chunk, their count, and the features of the padded chunk."""
+    chunk, dtype = network.chunk, np.uint8 if inputs.dtype == np.uint8 else np.float32
 
     def run(starts: range) -> None:
         padded = np.zeros((chunk, *inputs.shape[1:]), dtype)
         for start in starts:
             part = inputs[start : start + chunk]
-            count, rows = len(part), slice(start, start + len(part))
+            count = len(part)
             padded[:count] = part
-            found = network.features(padded, count)
-            parameters = latents.parameters(found)
-            symbols[rows] = latents.symbols(parameters, width)[:count]
-            if uncertainty:
-                doubt[rows] = latents.uncertainty(parameters)[:count]
-            features[rows] = found[:count]
+            take(slice(start, start + count), count, network.features(padded, count))
 
     # Chunks run in parallel already, and threads of a matrix library busy-wait for each other: with one of two cores
     # busy, compressing took more than twice the processor time.
     with threadpool_limits(1, user_api="blas"):
         network.side_by_side(run, range(0, len(inputs), chunk))
-    codes = Codes.from_symbols(symbols, alphabet=config.alphabet, uncertainty=doubt if uncertainty else None)
-    return Encoded(codes, features)
 
 
 class OnnxNetwork:
@@ -179,6 +200,15 @@ def precision_of(config: EncoderConfig, device: str) -> str:
     # int8 has not been measured with a fine-tuned classifier on features.
     whole = config.backbone in EFFICIENTNETS and not config.classes and device == "cpu"
     return "int8" if whole else "fp32"
+
+
+def check_int8(config: EncoderConfig, device: str) -> None:
+    """Raise UsageError if a network of this configuration does not run in int8 on the device."""
+    if config.backbone not in EFFICIENTNETS or device.partition(":")[0] != "cpu":
+        raise UsageError(
+            "precision int8 needs an EfficientNet-Lite network on a processor (--device cpu), and this is "
+            f"{config.backbone} on {device}; use fp32."
+        )
 
 
 def runtime_of(config: EncoderConfig, device: str, precision: str) -> str:

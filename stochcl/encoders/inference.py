@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.encoders.encoder import Encoder
-    from stochcl.encoders.engine import Encoded
+    from stochcl.encoders.engine import Encoded, Network
 
 
 _MOST = 4  # parallel chunks, each with a network's activations; a batch of 256 has four chunks
@@ -156,11 +156,19 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def network_of(encoder: Encoder, device: torch.device, precision: str = "fp32") -> Network:
+    """Return the network that computes an encoder's features: ONNX Runtime's in int8, PyTorch's otherwise."""
+    if precision == "int8":
+        return engine.OnnxNetwork(encoder.config, encoder.arrays(), precision)
+    return TorchNetwork(encoder, device, precision)
+
+
 def encode(
     encoder: Encoder, inputs: NDArray[np.uint8] | NDArray[np.floating], device: torch.device,
     precision: str = "fp32", *, uncertainty: bool = True, latents: int | None = None,
 ) -> Encoded:  # fmt: skip
     """Encode the encoder's inputs, images or vectors, as codes of all or the first latents."""
-    network = TorchNetwork(encoder, device, precision)
     found = Latents.of(encoder.config, encoder.arrays())
-    return engine.encode(network, found, inputs, uncertainty=uncertainty, width=latents)
+    return engine.encode(
+        network_of(encoder, device, precision), found, inputs, uncertainty=uncertainty, width=latents
+    )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from stochcl.encoders.inference import encode
+from stochcl.encoders.engine import features
+from stochcl.encoders.inference import encode, network_of
 from stochcl.entropy.independent import node_counts
 from stochcl.entropy.model import hard_rate, measure_ones
 
@@ -131,8 +132,9 @@ def measure_features(
         norm.load_state_dict(norm.state_dict() | statistics)
 
     standardise(np.zeros(width), np.ones(width))
-    features = encode(encoder, images[:: max(1, len(images) // _MEASURED)], device, precision).features
-    standardise(features.mean(axis=0, dtype=np.float64), features.var(axis=0, dtype=np.float64))
+    measured = images[:: max(1, len(images) // _MEASURED)]
+    found = features(network_of(encoder, device, precision), measured, width)
+    standardise(found.mean(axis=0, dtype=np.float64), found.var(axis=0, dtype=np.float64))
 
 
 class Monitor:
@@ -143,8 +145,9 @@ class Monitor:
 
     def __init__(
         self, train: NDArray[np.uint8], held: NDArray[np.uint8], train_labels: tuple[str, ...],
-        held_labels: tuple[str, ...], *, seed: int, bank: int = 4000, queries: int = 2000,
+        held_labels: tuple[str, ...], *, seed: int, bank: int = 4000, queries: int = 2000, precision: str = "fp32",
     ) -> None:  # fmt: skip
+        self._precision = precision
         rng = np.random.default_rng(seed)
         bank_rows = np.sort(rng.permutation(len(train))[:bank])
         query_rows = np.sort(rng.permutation(len(held))[:queries])
@@ -155,14 +158,14 @@ class Monitor:
     def health(self, encoder: Encoder, device: torch.device) -> dict[str, Any]:
         """Return :func:`code_health` of the held-out images' codes."""
         images = self._queries if len(self._queries) else self._bank
-        return code_health(encode(encoder, images, device).codes, encoder.config.posterior)
+        return code_health(encode(encoder, images, device, self._precision).codes, encoder.config.posterior)
 
     def __call__(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
         """Return ``rate`` (bits per image of held-out hard codes) and, with labels, ``knn`` (a fraction)."""
         was_training = encoder.training
         encoder.eval()
-        bank = encode(encoder, self._bank, device)
-        queries = encode(encoder, self._queries, device) if len(self._queries) else bank
+        bank = encode(encoder, self._bank, device, self._precision)
+        queries = encode(encoder, self._queries, device, self._precision) if len(self._queries) else bank
         encoder.train(was_training)
         result = {"rate": hard_rate(queries.codes, measure_ones(bank.codes))}
         if len(set(self._query_labels.tolist())) > 1:

@@ -24,6 +24,7 @@ _FOLDER = resources.files("stochcl").joinpath("training", "presets")
 
 OBJECTIVES = ("nt-xent", "byol", "vicreg", "reconstruct")
 _PRECISION = "Numeric precision; auto: bf16 if the CPU or GPU supports it, else fp32."
+_ALSO_FINISHED = f"{_PRECISION[:-1]}; with --epochs 0, that of compress, and then also int8."
 _WHITENING = (
     "In the last stage, the power of the variance that divides an error. 0: errors as they are; 0.5: all "
     "directions alike."
@@ -86,6 +87,7 @@ class _NetworkOptions(RunOptions):
 class TrainOptions(CodeOptions, _NetworkOptions):
     """Options of training an encoder."""
 
+    precision: str = option("auto", _ALSO_FINISHED, choices=("auto", "bf16", "fp32", "int8"))
     epochs: int = option(100, "Passes over the images; 0 with --init trains only latents.", at_least=0)
     batch_size: int = option(256, "Images a step, of all processes together.", at_least=2)
     # A crop smaller than the encoder's size is faster, and right: objects look larger in random crops than in whole

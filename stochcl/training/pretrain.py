@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from stochcl.encoders.encoder import Encoder
-from stochcl.encoders.inference import encode, side_by_side
+from stochcl.encoders.engine import features as features_of
+from stochcl.encoders.inference import network_of
 from stochcl.encoders.posteriors import POSTERIORS
 from stochcl.errors import UsageError
 from stochcl.training.augment import Augmentation, as_words, counter_rng
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stochcl.encoders.config import EncoderConfig
+    from stochcl.encoders.engine import Network
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.training.images import ImageSet
 
@@ -53,7 +55,7 @@ _BETWEEN_RESUMES = (
 )  # fmt: skip
 """Options that may change when a run is resumed."""
 _ALSO_OF_LATENTS = (
-    "objective", "estimator", "rate", "beta", "entropy", "seed", "precision", "whitening",
+    "objective", "estimator", "rate", "beta", "entropy", "seed", "whitening",
 )  # fmt: skip
 
 
@@ -112,7 +114,8 @@ class Trainer(TrainingLoop):
     ) -> None:  # fmt: skip
         self.options, self.data = options, data
         self.runtime = runtime or Runtime(options)
-        device, self.precision, self.world_size = self.runtime.device, self.runtime.precision, world_size()
+        device, self.world_size = self.runtime.device, world_size()
+        self.precision = "int8" if options.precision == "int8" else self.runtime.precision
         self.batch = batch_of_all(options.batch_size, len(data.train))
         self.order = EpochOrder(len(data.train), self.batch, options.seed)
         torch.manual_seed(options.seed)
@@ -133,7 +136,10 @@ class Trainer(TrainingLoop):
             options.crop, (options.area, 1.0), ratio=4 / 3 if options.area < 1 else 1.0, flip=options.flip,
             strength=options.strength, grey=options.grey, blur=options.blur,
         )  # fmt: skip
-        self.monitor = Monitor(data.train, data.held, data.train_labels, data.held_labels, seed=options.seed)
+        self.monitor = Monitor(
+            data.train, data.held, data.train_labels, data.held_labels, seed=options.seed,
+            precision="fp32" if options.epochs else self.precision,
+        )  # fmt: skip
         self.entropy_record: dict[str, Any] = {}
         self.latents: FittedLatents | None = None
         trained = (p for p in self.loss.parameters() if p.requires_grad)
@@ -301,24 +307,24 @@ def train_latents(
     images = data.train if few else data.train[np.sort(order[:_MOST_IMAGES])]
     held = data.held[np.sort(np.random.default_rng(options.seed).permutation(len(data.held))[:_HELD])]
 
-    def features_of(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return encode(encoder, inputs, device, options.precision).features
-
-    features, held_features = features_of(images), features_of(held)
+    network = network_of(encoder, device, options.precision)
+    features, held_features = (features_of(network, given, encoder.feature_dim) for given in (images, held))
     settings = LatentOptions(
         steps=latent_steps(options, len(data.train)), max_time=max_time, prior_hidden=options.entropy_hidden,
+        precision="fp32" if options.precision == "int8" else options.precision,
         **{name: getattr(options, name) for name in _ALSO_OF_LATENTS},
     )  # fmt: skip
     if encoder.config.posterior == "residual":
         check_objective(options.objective)
-        seen = _view_features(encoder, images, _metric_views(encoder.config.size, options), options.seed, device,
-                              shrunk=_METRIC_SIDES)  # fmt: skip
+        gentle = _metric_views(encoder.config.size, options)
+        seen = _view_features(network, features.shape[1], images, gentle, options.seed, device, _METRIC_SIDES)
         latents = fit_residual(encoder.cpu(), features, held_features, settings, views=seen, report=report)
         return replace(latents, record={"start": "residual quantisation"} | latents.record)
     networked = options.entropy == "autoregressive" and len(images) >= MIN_CODES
     if networked:  # codes of enlarged small images, which lack fine detail, should be good too
-        features = np.concatenate([features, features_of(smaller_images(images, options.seed))])
-    views = _view_features(encoder, held, augmentation, options.seed, device)
+        smaller = smaller_images(images, options.seed)
+        features = np.concatenate([features, features_of(network, smaller, encoder.feature_dim)])
+    views = _view_features(network, features.shape[1], held, augmentation, options.seed, device)
     encoder.cpu()
     stage = LatentStage(
         encoder, features, held_features, settings, versions=1 + networked, views=views, report=report
@@ -337,23 +343,17 @@ def _metric_views(size: int, options: TrainOptions) -> Augmentation:
 
 
 def _view_features(
-    encoder: Encoder, images: NDArray[np.uint8], augmentation: Augmentation, seed: int, device: torch.device,
-    shrunk: tuple[int, int] | None = None,
+    network: Network, width: int, images: NDArray[np.uint8], augmentation: Augmentation, seed: int,
+    device: torch.device, shrunk: tuple[int, int] | None = None,
 ) -> NDArray[np.float32]:  # fmt: skip
     """Return features of one augmented view of each image, shape (N, V), optionally shrunk to sides of ``shrunk``."""
-    out = np.empty((len(images), encoder.feature_dim), np.float32)
-
-    @torch.inference_mode()  # inference mode is per thread
-    def run(starts: range) -> None:
-        for start in starts:
-            rows = images[start : start + _ROWS]
-            if shrunk:
-                rows = smaller_images(rows, seed + start, shrunk)
-            part = torch.from_numpy(rows).to(device).permute(0, 3, 1, 2)
-            keys = torch.arange(start, start + len(part), device=device)
-            views = encoder.normalise(augmentation(part, keys, seed, _HELD_VIEWS))
-            features = encoder.features(views.contiguous(memory_format=torch.channels_last))
-            out[start : start + _ROWS] = features.float().cpu().numpy()
-
-    side_by_side(run, range(0, len(images), _ROWS), torch.get_num_threads() if device.type == "cpu" else 1)
+    out, block = np.empty((len(images), width), np.float32), max(_ROWS, network.chunk)
+    for start in range(0, len(images), block):
+        rows = images[start : start + block]
+        if shrunk:
+            rows = smaller_images(rows, seed + start, shrunk)
+        part = torch.from_numpy(rows).to(device).permute(0, 3, 1, 2)
+        keys = torch.arange(start, start + len(part), device=device)
+        views = augmentation(part, keys, seed, _HELD_VIEWS).round().to(torch.uint8).permute(0, 2, 3, 1)
+        out[start : start + len(rows)] = features_of(network, views.cpu().numpy(), width)
     return out

@@ -126,3 +126,20 @@ def test_what_is_there_is_kept_unless_forced(images, model, tmp_path):
         adapt([images], tmp_path / "mine.safetensors", model=model)
     adapt([images], tmp_path / "mine.safetensors", model=model, force=True)
     load_model(tmp_path / "mine.safetensors")
+
+
+def test_features_are_fitted_in_the_precision_of_compress(images, tmp_path):
+    adapt([images], tmp_path / "mine.safetensors", model="general")
+    adapted = load_model(tmp_path / "mine.safetensors")
+    assert (adapted.record["options"]["precision"], adapted.record["precision"]) == ("int8", "int8")
+    assert stochcl.load(tmp_path / "mine.safetensors", device="cpu").precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"epochs": 1}, "stays as it is"), ({"epochs": 0, "backbone": "resnet10"}, "EfficientNet-Lite")],
+)
+def test_int8_is_for_a_finished_efficientnet(images, tmp_path, options, word):
+    with pytest.raises(UsageError, match=word):
+        train([images], tmp_path / "m.safetensors", precision="int8", device="cpu", **options)
+    assert not (tmp_path / "m.safetensors").exists()

@@ -89,7 +89,7 @@ def test_measuring_leaves_the_encoder_as_it_was(training):
 def test_large_sets_are_sampled_by_the_seed(monkeypatch):
     seen = []
 
-    def note(encoder, images, device):
+    def note(encoder, images, device, precision):
         seen.append(images)
         rows = len(images)
         return type("", (), {"codes": Codes.from_symbols(np.zeros((rows, 2), int)), "features": np.ones((rows, 2))})
