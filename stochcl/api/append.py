@@ -98,8 +98,6 @@ def append(
     with Appender(path, tables=[codec.tables]) as out:
         before = len(out.archive), out.archive.size
         names = out.archive.names or ()
-        if isinstance(images, MatrixSource):
-            _check_grown(images.path, images.total, names, path)
         new = _new_rows(images, names, path)
         if strict and new.rejected:
             raise sources.strict_error(new, new.rejected[0])
@@ -179,6 +177,8 @@ def _labels_come_along(options: CompressOptions, source: Source) -> bool:
 
 def _new_rows(images: Source, names: Sequence[str], path: Path) -> New:
     """Return the part of a source that an archive does not have yet."""
+    if not images.has_names and len(images):
+        _check_grown(images, names, path)
     if isinstance(images, ImageSource | MatrixSource):
         return images.without(names)
     if not isinstance(images, ArrowSource):
@@ -186,8 +186,6 @@ def _new_rows(images: Source, names: Sequence[str], path: Path) -> New:
             f"{escape_name(images.path)}: a stream is read once; compress it to a file of its own, and join the two "
             "with `stochcl merge`."
         )
-    if not images.has_names and len(images):
-        _check_grown(images.path, len(images), names, path)
     images.leave_out(names)
     return images
 
@@ -235,12 +233,12 @@ def _names(source: New) -> Sequence[str]:
     return source.names
 
 
-def _check_grown(source: Path | str, total: int, names: Sequence[str], path: Path) -> None:
+def _check_grown(source: Source, names: Sequence[str], path: Path) -> None:
     """Refuse a matrix with fewer rows than an archive: it is not the one that the archive was made from."""
     numbers = [int(name) for name in names if name.isdecimal()]
-    if numbers and max(numbers) >= total:
+    if numbers and max(numbers) >= len(source):
         raise UsageError(
-            f"{escape_name(source)}: it has {total:,} rows, and {escape_name(path)} already has row "
+            f"{escape_name(source.path)}: it has {len(source):,} rows, and {escape_name(path)} already has row "
             f"{max(numbers):,}; append adds new rows of the same matrix. Compress another matrix to its own file, "
             "and join the two with `stochcl merge`."
         )
