@@ -14,7 +14,7 @@ from PIL import Image
 from stochcl.data.names import member_name, sort_key
 from stochcl.data.source import Entry, ImageSource
 from stochcl.errors import ImageError, SourceError
-from stochcl.files import begins_with, is_file, is_folder, reading
+from stochcl.files import is_file, is_folder, reading
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -133,10 +133,15 @@ def is_cifar10(path: Path, head: bytes = b"") -> bool:
 def _batches(folder: Path) -> list[Path]:
     """Return a folder's training batches, leaving out other files of such names."""
     try:
-        found = sorted(path for path in folder.iterdir() if _TRAINING.fullmatch(path.name))
-    except OSError:
+        found = [path for path in sorted(folder.iterdir()) if _TRAINING.fullmatch(path.name) and path.is_file()]
+        return [path for path in found if _begins(path)]
+    except OSError:  # one that cannot be read must not leave only the others
         return []
-    return [path for path in found if begins_with(path, b"\x80")]
+
+
+def _begins(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
 
 
 class _Unpickler(pickle.Unpickler):
