@@ -53,7 +53,6 @@ class ArraySource(ImageSource):
             )
         size, mtime_ns = math.prod(self._array.shape[1:]), path.stat().st_mtime_ns
         self.entries = [Entry(name, size, mtime_ns) for name in row_names(range(rows), rows)]
-        self.rejected = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ArraySource, (self.path,)
@@ -289,7 +288,7 @@ class MatrixSource(VectorSource):
     def listing(self) -> str:
         """Return a digest of the rows, sizes and times of the files."""
         facts = [len(self), self.dim, self.size, self.mtime_ns]
-        return digest(self.kind, facts + (self.files if len(self.files) > 1 else []))
+        return digest(self.kind, [facts + (self.files if len(self.files) > 1 else [])])
 
     def batches(self, batch_size: int = 4096, start: int = 0) -> Iterator[MatrixBatch]:
         """Iterate over the rows in order, from position ``start``.

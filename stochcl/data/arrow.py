@@ -365,7 +365,7 @@ class ArrowSource(StreamSource):
 
     def listing(self) -> str:
         """Return a digest of the columns, sizes and times; empty for a table in memory."""
-        return "" if self.read_once else digest(self.kind, [self.columns, self.files])
+        return "" if self.read_once else digest(self.kind, [[self.columns, self.files]])
 
     @property
     def columns(self) -> tuple[str, str | None, str | None]:

@@ -44,7 +44,6 @@ class DigitsSource(ImageSource):
         self.entries = [
             Entry(f"{digit}/{k:03d}.png", 64, 0) for digit, count in enumerate(counts) for k in range(count)
         ]
-        self.rejected = []
 
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         return preprocess.apply(self._images[i])
@@ -109,7 +108,6 @@ class Cifar10Source(ImageSource):
         self._pixels = np.concatenate(parts)
         self._rows = [row for _, row in found]
         self.entries = [entry for entry, _ in found]
-        self.rejected = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Cifar10Source, (self.path,)

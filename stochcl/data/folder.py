@@ -51,7 +51,6 @@ class FileSource(FolderSource):
         self._root = path.parent
         status = path.stat()
         self.entries = [Entry(path.name, status.st_size, status.st_mtime_ns)]
-        self.rejected = []
 
 
 class _Listing:

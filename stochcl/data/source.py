@@ -10,7 +10,7 @@ from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
@@ -99,7 +99,7 @@ class ImageBatch:
         return self.images
 
 
-def digest(kind: str, *facts: object) -> str:
+def digest(kind: str, facts: Iterable[object]) -> str:
     """Return a digest of a source's kind and of facts that change with its content."""
     found = hashlib.sha256(kind.encode())
     for fact in facts:
@@ -114,7 +114,7 @@ class Source(ABC):
     unit: ClassVar[str] = "image"
     """The noun for a row."""
     path: Path | str
-    rejected: Sequence[Failure]
+    rejected: Sequence[Failure] = ()
     others: Counter[str] | None = None
     """Counts of files that were not taken as images, by ending."""
     told: Sequence[str] = ()
@@ -175,7 +175,6 @@ class ImageSource(Source):
     """
 
     entries: Sequence[Entry]
-    rejected: Sequence[Failure] = ()
     labels: Sequence[str] | None = None
     """The label of each entry, if the source has labels."""
 
@@ -198,11 +197,11 @@ class ImageSource(Source):
         """Return a digest of names, sizes, times and rejected images."""
         entries = ([entry.name, entry.size, entry.mtime_ns] for entry in self.entries)
         rejected = ([failure.name, failure.reason] for failure in self.rejected)
-        return digest(self.kind, *entries, *rejected, *([] if self.labels is None else [list(self.labels)]))
+        return digest(self.kind, chain(entries, rejected, [] if self.labels is None else [list(self.labels)]))
 
     def at(self, rows: Iterable[int]) -> SubsetSource:
         """Return a source of some of these images, by position."""
-        return SubsetSource(self, list(rows))
+        return SubsetSource(self, [int(row) for row in rows])
 
     def without(self, names: Iterable[str]) -> SubsetSource:
         """Return a source of the images with other names; each name removes as many as it occurs in ``names``."""
@@ -443,7 +442,6 @@ class StreamSource(Source):
     ``read_once`` can be read from a later image on.
     """
 
-    rejected: tuple[Failure, ...] = ()
     read_once: bool = True
 
     def __init__(self, path: Path | str) -> None:
