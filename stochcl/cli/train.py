@@ -143,7 +143,7 @@ def finetune(
 
     \b
     Example:
-      stochcl finetune general photos/ -o classifier.safetensors --hold-out 20
+      stochcl finetune fast photos/ -o classifier.safetensors --hold-out 20
       stochcl compress photos/ -m classifier.safetensors -o codes.bin
     """
     from stochcl.api.finetune import finetune
