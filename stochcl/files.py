@@ -67,6 +67,15 @@ exists, is_file, is_folder = os.path.exists, os.path.isfile, os.path.isdir
 """As in pathlib, but False where pathlib raises: for a name that is too long, or a closed folder."""
 
 
+def begins_with(path: PathLike, magic: bytes) -> bool:
+    """Return whether a path is a file that begins with these bytes; False if it cannot be read."""
+    with suppress(OSError, ValueError):
+        if is_file(path):
+            with Path(path).open("rb") as file:
+                return file.read(len(magic)) == magic
+    return False
+
+
 def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
     """Return whether two paths are the same file; False for missing files and URLs."""
     with suppress(OSError):
@@ -108,8 +117,8 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_whole(path: PathLike, data: bytes, what: str = "it") -> None:
-    """Write a file, which appears complete or not at all; raise OutputError if it cannot be written."""
+def write_file(path: PathLike, data: bytes, what: str = "it") -> None:
+    """Write a file as :func:`replacing` does, with errors that name ``what``."""
     with writing(path, what), replacing(path) as file:
         file.write(data)
 

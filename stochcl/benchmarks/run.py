@@ -26,7 +26,7 @@ import numpy as np
 
 from stochcl import __version__
 from stochcl.errors import MissingExtraError, SourceError, StochclError, UsageError
-from stochcl.files import replacing, write_whole
+from stochcl.files import replacing, write_file
 from stochcl.messages import Progress, escape_name
 from stochcl.options import Options, declared, kind_of, option_of
 
@@ -337,7 +337,7 @@ def write_results(result: dict[str, Any], folder: Path, name: str) -> list[Path]
 def write_files(files: dict[Path, bytes]) -> list[Path]:
     """Replace files atomically; return their paths."""
     for path, data in files.items():
-        write_whole(path, data)
+        write_file(path, data)
     return list(files)
 
 

@@ -19,7 +19,7 @@ from stochcl.compress.columns import by_part
 from stochcl.compress.rows import ArchiveBase
 from stochcl.compress.segment import Limits
 from stochcl.errors import ChecksumMismatch, FormatError, LimitExceeded, SourceError, UnsupportedVersion
-from stochcl.files import PathLike, reading, write_whole
+from stochcl.files import PathLike, reading, write_file
 from stochcl.lazy import cached_property
 from stochcl.messages import Progress, escape_name, silent
 
@@ -132,7 +132,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, int]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a manifest to a folder, which makes it an archive."""
-    write_whole(folder / MANIFEST, manifest.to_bytes())
+    write_file(folder / MANIFEST, manifest.to_bytes())
 
 
 def sha256_of(path: Path) -> str:

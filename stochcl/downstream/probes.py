@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stochcl.errors import SourceError, UsageError
-from stochcl.files import PathLike, reading, refuse_pointer, write_whole
+from stochcl.files import PathLike, reading, refuse_pointer, write_file
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class SavedProbe:
         }  # fmt: skip
         data = skops.io.dumps(content)
         _check_trusted(data, ", ".join(sorted({target.estimator for target in self.targets})))
-        write_whole(path, data, "the probe")
+        write_file(path, data, "the probe")
 
 
 def load(path: PathLike) -> SavedProbe:

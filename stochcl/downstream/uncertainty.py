@@ -13,7 +13,7 @@ from stochcl.downstream.distances import DISTANCES, Nearest
 from stochcl.downstream.metrics import Z95, wilson
 from stochcl.downstream.probes import make_estimator
 from stochcl.errors import UsageError, require
-from stochcl.files import PathLike, write_whole
+from stochcl.files import PathLike, write_file
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
@@ -251,4 +251,4 @@ def draw_refusal(
     axes.legend(title="uncertain by (band: 95 %)", fontsize="small", title_fontsize="small")
     picture = io.BytesIO()
     figure.savefig(picture, format=Path(path).suffix[1:].lower(), dpi=150)
-    write_whole(path, picture.getvalue(), "the plot")
+    write_file(path, picture.getvalue(), "the plot")

@@ -20,7 +20,7 @@ from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.model import INDEPENDENT, NETWORK, Candidate
 from stochcl.entropy.vectors import Codebooks, ResidualDecoder, VectorDecoder
 from stochcl.errors import FormatError, ModelMismatch, Truncated, UnsupportedVersion
-from stochcl.files import PathLike, refuse_pointer, write_whole
+from stochcl.files import PathLike, refuse_pointer, write_file
 from stochcl.framing import MAX_TABLES, ArrayReader, check_crc, check_limit, crc, inflate, unpack
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
@@ -280,7 +280,7 @@ def _inflated(sections: dict[str, bytes]) -> dict[str, bytes]:
 def save_tables(tables: Tables, folder: PathLike) -> Path:
     """Write tables to a folder under their own name, and return the path."""
     path = Path(folder, f"{tables.sha256}.tables")
-    write_whole(path, tables.data, "the decoder")
+    write_file(path, tables.data, "the decoder")
     return path
 
 

@@ -12,7 +12,7 @@ from stochcl import __version__
 from stochcl.api.labels import check_label_options
 from stochcl.compress import open_archive
 from stochcl.errors import SourceError, UsageError, require
-from stochcl.files import PathLike, check_output, write_whole
+from stochcl.files import PathLike, check_output, write_file
 from stochcl.lazy import cached_property
 from stochcl.messages import escape_name
 from stochcl.report import page
@@ -70,7 +70,7 @@ def write_report(
         view = View(data, found, images)
         text = page.render("report.html", view=view, data=data, found=found, facts=data.facts, unit=data.facts.unit,
                       seed=seed, version=__version__)  # fmt: skip
-    write_whole(output, text.encode(), "the page")
+    write_file(output, text.encode(), "the page")
     size = {"output": escape_name(output), "output_bytes": len(text.encode())}
     return _to_json(view) | size | {"seconds": round(time.monotonic() - started, 3)}
 
@@ -320,4 +320,4 @@ def write_search_page(
         return page.Thumbnails(files[name]).of(0) if name in files else image(name)
 
     text = page.render("search.html", result=result, image=image, query_image=query_image)
-    write_whole(output, text.encode(), "the page")
+    write_file(output, text.encode(), "the page")
