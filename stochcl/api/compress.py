@@ -63,6 +63,10 @@ class CompressOptions(SourceOptions):
         None, "Name of the model that made the embeddings, to store and to compare.", unit="NAME[@REVISION]",
         shown="what the table's metadata or the model say",
     )  # fmt: skip
+    size: int | None = option(
+        None, "Side of the images that the network takes; for residual latents, 3/4 to 3/2 of the model's own.",
+        at_least=1, unit="PIXELS", shown="as the model says",
+    )  # fmt: skip
     fit: Fit | None = option(None, "How to fit images that are not square.", choices=FITS, shown="as the model says")
     names: bool = option(True, "Store the names.")
     uncertainty: bool = option(False, "Store how uncertain each image's code is: under a byte each.")
@@ -133,6 +137,7 @@ def compress_source(
 ) -> Report:
     """Compress a source to a path or a stream, see :meth:`stochcl.api.codec.Codec.compress`."""
     options.check(codec)
+    codec = codec.with_size(options.size)
     source = sources.check_source_fits_model(sources.open_given(given, options, codec.columns or 0), codec)
     met = None
     if options.target is not None:
