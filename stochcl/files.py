@@ -78,6 +78,15 @@ def is_folder(path: PathLike) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def begins_with(path: PathLike, magic: bytes) -> bool:
+    """Return whether a path is a file that begins with these bytes; False if it cannot be read."""
+    with suppress(OSError, ValueError):
+        if is_file(path):
+            with Path(path).open("rb") as file:
+                return file.read(len(magic)) == magic
+    return False
+
+
 def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
     """Return whether two paths are the same file; False for missing files and URLs."""
     with suppress(OSError):
@@ -118,6 +127,12 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             Path(temporary).unlink()
         raise
+
+
+def write_file(path: PathLike, data: bytes, what: str = "it") -> None:
+    """Write a file as :func:`replacing` does, with errors that name ``what``."""
+    with writing(path, what), replacing(path) as file:
+        file.write(data)
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

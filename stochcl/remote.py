@@ -46,11 +46,8 @@ class Remote:
                 self._process = os.getpid()
             return self._system, self._place
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["url"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Remote, (self.url,)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from stochcl.data import sample_rows
 from stochcl.errors import ModelMismatch, UsageError, for_caller
+from stochcl.files import PathLike, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from stochcl.api.codec import Codec
-    from stochcl.files import PathLike
 
     Paths = Sequence[PathLike] | NDArray[Any]
 
@@ -219,10 +219,8 @@ class EmbeddingCoder(
         OutputError
             If it cannot be written.
         """
-        from stochcl.api.embedding_model import write_head
-
         check_is_fitted(self)
-        write_head(self.model_, path)
+        write_file(path, self.model_, "the model")
 
     @property
     def _n_features_out(self) -> int:

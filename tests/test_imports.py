@@ -73,7 +73,7 @@ def rooms(source: str) -> set[str]:
     ("source", "found"),
     [
         ("import stochcl.codes", {"codes"}),
-        ("from stochcl.data import printable", {"data"}),
+        ("from stochcl.data import Failure", {"data"}),
         ("from stochcl import downstream, __version__", {"downstream"}),
         ("from stochcl.api.codec import Codec as C", {"api"}),
         ("def f():\n    if TYPE_CHECKING:\n        from stochcl.cli.main import main", {"cli"}),

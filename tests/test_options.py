@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from stochcl.api.compress import CompressOptions
-from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
+from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SelectOptions
+from stochcl.api.search import SearchOptions
 from stochcl.cli import main
 from stochcl.cli.options import given, options_of
 from stochcl.errors import UsageError, command_line

@@ -79,7 +79,7 @@ def compress(model: Path, rows: Path, codes: Path) -> dict[str, Any]:
 
 
 def dedup(codes: Path, pairs: Path, threshold: float) -> dict[str, Any]:
-    from stochcl.api.dedup import dedup
+    from stochcl.api.search import dedup
 
     found = dedup(codes, pairs, threshold=threshold, force=True)
     return {"threshold": threshold} | {name: found[name] for name in ("pairs", "equal")}

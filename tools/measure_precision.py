@@ -50,9 +50,9 @@ def read(path: Path, codec: Codec, most: int, seed: int) -> tuple[np.ndarray, li
 
 
 def encode(codec: Codec, pixels: np.ndarray, labels: list[str], widths: list[int]) -> Part:
-    codec.encode_pixels(pixels[:64])  # the first batch of a shape is slower
+    codec.encode_prepared(pixels[:64])  # the first batch of a shape is slower
     started = time.process_time()
-    found = codec.encode_pixels(pixels)
+    found = codec.encode_prepared(pixels)
     seconds = time.process_time() - started
     codes = {width: codec.narrowed(found.codes, found.features, width) for width in widths}
     return Part(

@@ -132,7 +132,7 @@ def part_of(codec: Codec, source: ImageSource, path: Path) -> Part:
     features = []
     with stochcl.writer(path, codec, force=True) as out:
         for batch in source.batches(codec.preprocess, batch_size=BATCH, workers=1):
-            found = codec.encode_pixels(batch.images)
+            found = codec.encode_prepared(batch.images)
             names = tuple(f"{row:09d}" for row in range(batch.rows.start, batch.rows.stop))
             out.add(replace(found.codes, names=names, uncertainty=None))
             features.append(found.features)

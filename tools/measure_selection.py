@@ -35,7 +35,7 @@ import numpy as np
 
 import stochcl
 from stochcl.api.archives import transcode
-from stochcl.api.evaluate import has_categories, input_of, latents_of_task
+from stochcl.api.evaluate import has_categories, latents_of_task
 from stochcl.api.labels import labels_of
 from stochcl.benchmarks.run import commit, hardware, versions
 from stochcl.downstream import evaluate_split
@@ -54,7 +54,7 @@ class Measure:
             if a.header.model_sha256 != b.header.model_sha256:
                 sys.exit(f"{test}: it was made by another model than {train}.")
             self.header, self.external = b.header, len(b.tables.data)
-            self.given = input_of(b, options.given)
+            self.given = options.given if options.given != "auto" else "vectors" if b.has_decoder else "symbols"
             self.categorical = has_categories(b)
             self.decoder = b.decoder if self.given == "vectors" else None
             self.x, self.x_test = a.to_numpy(), b.to_numpy()

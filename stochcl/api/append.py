@@ -12,32 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stochcl.api import source as sources
 from stochcl.api.codec import codec_of
-from stochcl.api.compress import (
-    CompressOptions,
-    Encoded,
-    check_exclusive,
-    drift_warning,
-    encode_rows,
-    label_level_warning,
-)
-from stochcl.api.source import (
-    check_source_fits_model,
-    embedder_of,
-    listing,
-    no_readable_error,
-    open_given,
-    source_warnings,
-    strict_error,
-    unit_of,
-)
+from stochcl.api.compress import Compression, CompressOptions, Encoded, check_exclusive
 from stochcl.api.summary import Edit, Report
-from stochcl.compress import Archive
+from stochcl.compress import Archive, Header
 from stochcl.compress.append import Appender
 from stochcl.compress.edit import has_part
 from stochcl.compress.header import Embedder, check_embedder
 from stochcl.compress.ids import ids_of
-from stochcl.data import ImageSource, LabelTable, MatrixSource, SubsetSource, missing_from, read_labels
+from stochcl.data import ImageSource, LabelTable, MatrixSource, SubsetSource, read_labels
 from stochcl.data.arrow import ArrowSource
 from stochcl.data.preprocess import FITS
 from stochcl.encoders.engine import RUNTIMES
@@ -51,7 +35,6 @@ if TYPE_CHECKING:
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Given, Source
     from stochcl.codes import Codes
-    from stochcl.compress import Header
     from stochcl.files import PathLike
 
     New = SubsetSource | MatrixSource | ArrowSource
@@ -103,11 +86,11 @@ def append(
     check_exclusive(labels=labels, label_level=options.label_level, label_files=options.label_files)
     with Archive(path) as archive:
         codec = codec_of(path) if codec is None else codec
-        images = check_source_fits_model(open_given(source, options, codec.columns or 0), codec)
+        images = sources.check_source_fits_model(sources.open_given(source, options, codec.columns or 0), codec)
         if options.id_column is None:
             _take_ids(images, archive, path)
         labelled = labels is not None or _labels_come_along(options, images)
-        embedder, known = embedder_of(images, options.embedder), Embedder.of(archive.header.embedder)
+        embedder, known = sources.embedder_of(images, options.embedder), Embedder.of(archive.header.embedder)
         check_embedder(escape_name(images.path), embedder, known, escape_name(path))
         _check_appendable(archive, path, codec, labels=labelled, asked=labels is not None or _are_asked(options))
         codec = _like(archive.header, codec.for_archive(archive.header))
@@ -117,12 +100,10 @@ def append(
     with Appender(path, tables=[codec.tables]) as out:
         before = len(out.archive), out.archive.size
         names = out.archive.names or ()
-        if isinstance(images, MatrixSource):
-            _check_grown(images.path, images.total, names, path)
         new = _new_rows(images, names, path)
         if strict and new.rejected:
-            raise strict_error(new, new.rejected[0])
-        facts: dict[str, Any] = {"source": listing(new), "model": codec.model.sha256, "strict": strict}
+            raise sources.strict_error(new, new.rejected[0])
+        facts: dict[str, Any] = {"source": new.listing(), "model": codec.model.sha256, "strict": strict}
         facts |= {"device": codec.device_type, "labels": None}
         if table is not None:
             table = table.of(_names(new))
@@ -141,8 +122,7 @@ def append(
         notes.append(
             f"{made} computed the codes before, and {here} the new ones: they differ in a few symbols in 100,000"
         )
-    warnings = source_warnings(new, encoded.damaged) + label_level_warning(options.label_level, encoded)
-    warnings += drift_warning(codec, encoded.drift)
+    warnings = Compression(codec, new, options).warnings(encoded)
     notes += [line.removeprefix("warning: ") for line in warnings]
     report = replace(report, drift=encoded.drift.to_json() if encoded.drift is not None and added else None)
     return Edit(report, before, {"added": added, "there": there}, tuple(notes), tuple(out.skipped))
@@ -181,9 +161,8 @@ def _take_ids(images: Source, archive: Archive, path: Path) -> None:
     column, shown = (archive.header.ids or {}).get("column"), escape_name(path)
     if isinstance(images, ArrowSource) and isinstance(column, str):
         images.name_by(column, f"which has the ids of {shown}")
-    is_numbered = isinstance(images, MatrixSource) or (isinstance(images, ArrowSource) and not images.has_names)
     ids = (archive.header.source_kind == ArrowSource.kind and archive.names) or ()
-    if is_numbered and (column or not all(name.isdecimal() for name in ids)):
+    if not images.has_names and (column or not all(name.isdecimal() for name in ids)):
         raise UsageError(
             f"{escape_name(images.path)}: its rows have no ids, and those of {shown} have; name a table's column of "
             "ids with --id-column, or compress it to a file of its own, and join the two with `stochcl merge`."
@@ -200,15 +179,15 @@ def _labels_come_along(options: CompressOptions, source: Source) -> bool:
 
 def _new_rows(images: Source, names: Sequence[str], path: Path) -> New:
     """Return the part of a source that an archive does not have yet."""
+    if not images.has_names and len(images):
+        _check_grown(images, names, path)
     if isinstance(images, ImageSource | MatrixSource):
-        return missing_from(images, names)
+        return images.without(names)
     if not isinstance(images, ArrowSource):
         raise UsageError(
             f"{escape_name(images.path)}: a stream is read once; compress it to a file of its own, and join the two "
             "with `stochcl merge`."
         )
-    if not images.has_names and len(images):
-        _check_grown(images.path, len(images), names, path)
     images.leave_out(names)
     return images
 
@@ -233,17 +212,17 @@ def _append_to(
     for failure in () if out.position else new.rejected:
         out.skip(failure.name, failure.reason)
     try:
-        encoded = encode_rows(codec, new, out, preprocess, options, progress, beside=beside)
+        encoded = Compression(codec, new, options, progress).encode(out, preprocess, beside)
     except (KeyboardInterrupt, SourceError) as exc:
         if out.rows and not isinstance(new, ArrowSource):
             exc.add_note(
-                f"The archive is as it was; what is done, {plural(out.rows, unit_of(new))}, is kept behind it: "
+                f"The archive is as it was; what is done, {plural(out.rows, new.unit)}, is kept behind it: "
                 "repeat the command to continue."
             )
         raise
     skipped = [name for name, _ in out.skipped] if isinstance(new, ArrowSource) else _names(new)
     if not out.rows and any(name not in known for name in skipped):
-        raise no_readable_error(new, out.first_skip)
+        raise sources.no_readable_error(new, out.first_skip)
     return encoded
 
 
@@ -253,15 +232,15 @@ def _names(source: New) -> Sequence[str]:
             f"{escape_name(source.path)}: the labels of a table's rows are in one of its columns; name it with "
             "--label-column in place of --labels."
         )
-    return source.names if isinstance(source, MatrixSource) else [entry.name for entry in source.entries]
+    return source.names
 
 
-def _check_grown(source: Path | str, total: int, names: Sequence[str], path: Path) -> None:
+def _check_grown(source: Source, names: Sequence[str], path: Path) -> None:
     """Refuse a matrix with fewer rows than an archive: it is not the one that the archive was made from."""
     numbers = [int(name) for name in names if name.isdecimal()]
-    if numbers and max(numbers) >= total:
+    if numbers and max(numbers) >= len(source):
         raise UsageError(
-            f"{escape_name(source)}: it has {total:,} rows, and {escape_name(path)} already has row "
+            f"{escape_name(source.path)}: it has {len(source):,} rows, and {escape_name(path)} already has row "
             f"{max(numbers):,}; append adds new rows of the same matrix. Compress another matrix to its own file, "
             "and join the two with `stochcl merge`."
         )

@@ -5,15 +5,14 @@ from __future__ import annotations
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from stochcl.api import source as sources
-from stochcl.api.drift import Drift
-from stochcl.api.summary import Report, external_tables_note
+from stochcl.api.summary import Drift, Report, external_tables_note
 from stochcl.api.target import Target, narrowest, sample_of, target_note
 from stochcl.codes import Codes, folder_label, pick
 from stochcl.compress import Archive, ArchiveBase, Header, Writer
@@ -22,14 +21,14 @@ from stochcl.compress.journal import rows_kept
 from stochcl.compress.segment_writer import SegmentWriter, StreamWriter
 from stochcl.compress.sharded import MANIFEST
 from stochcl.compress.transcode import Transcoding, widest
-from stochcl.data import Failure, ImageSource, MatrixSource, SourceOptions, StreamSource
+from stochcl.data import Failure, ImageSource, SourceOptions, StreamSource, VectorSource
 from stochcl.data.arrow import ArrowSource
 from stochcl.data.preprocess import FITS, Fit, Preprocess
 from stochcl.entropy.model import expected_bits
 from stochcl.entropy.tables import keep_tables
 from stochcl.errors import FormatError, OutputError, OutputExists, SourceError, UsageError, for_caller
 from stochcl.files import ROOM, WriteLock, advice_for, check_output, exists, sync_folder, target_of
-from stochcl.messages import Progress, escape_name, os_reason, plural
+from stochcl.messages import Progress, escape_name, os_reason, plural, silent
 from stochcl.options import option
 
 if TYPE_CHECKING:
@@ -111,27 +110,6 @@ def check_exclusive(**options: object) -> None:
         raise UsageError(f"{names} contradict each other; give one of them.")
 
 
-def header_of(codec: CodecBase, source: Source, options: CompressOptions, latents: int) -> Header:
-    """Return the header for an archive of a source's first latents."""
-    header = codec.header(latents=latents, preprocess=preprocess_of(codec, options, source), source_kind=source.kind)
-    if isinstance(source, ArrowSource) and options.names:
-        header = replace(header, ids=source.ids)
-    embedder = sources.embedder_of(source, options.embedder)
-    return header if embedder is None else replace(header, embedder=embedder.to_json())
-
-
-def preprocess_of(codec: CodecBase, options: CompressOptions, source: Source) -> Preprocess:
-    """Return the preprocessing of a source's images, from the model, the options and the source."""
-    asked: dict[str, Any] = {"fit": options.fit, "depth": options.depth, "max_pixels": options.max_pixels}
-    preprocess = replace(codec.preprocess, **{name: value for name, value in asked.items() if value is not None})
-    return source.settle(preprocess) if codec.columns is None and not isinstance(source, MatrixSource) else preprocess
-
-
-def select_latents(codes: Codes, header: Header) -> Codes:
-    """Keep the latents that an archive has."""
-    return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
-
-
 def compress_source(
     codec: CodecBase, given: Given, path: Path | IO[bytes], options: CompressOptions, progress: Progress
 ) -> Report:
@@ -141,13 +119,15 @@ def compress_source(
     source = sources.check_source_fits_model(sources.open_given(given, options, codec.columns or 0), codec)
     met = None
     if options.target is not None:
-        few = sample_of(codec, source, preprocess_of(codec, options, source), level=options.label_level)
+        preprocess = Compression(codec, source, options).preprocess
+        few = sample_of(codec, source, preprocess, level=options.label_level)
         wanted = Target.parse(options.target)
         latents, met = narrowest(few, wanted, codec.config.ladder, escape_name(source.path))
         options = replace(options, target=None, latents=latents)
+    work = Compression(codec, source, options, progress)
     if not isinstance(path, Path):
-        return _compress_to_stream(codec, source, path, options, progress)
-    if options.resume and sources.is_read_once(source):
+        return work.to_stream(path)
+    if options.resume and source.read_once:
         raise UsageError(
             f"{escape_name(source.path)}: this cannot be read again, so there is nothing to --resume; "
             f"`stochcl verify {escape_name(path)}.partial --salvage OUT` makes an archive of what was kept."
@@ -159,107 +139,17 @@ def compress_source(
         )
     for read in sources.given_paths(given):
         check_output(path, read, force=options.force)
-    started, shown, path = time.monotonic(), str(path), target_of(path)
-    with note_partial_output(path, sources.unit_of(source)):
+    shown, path = str(path), target_of(path)
+    with note_partial_output(path, source.unit):
         if options.rate is None:
-            encoded = encode_source(codec, source, path, options, options.latents or codec.latents, progress)
+            encoded = work.to_file(path, work.width)
         else:
             with locked(path):
-                encoded = compress_at_rate(codec, source, path, options, options.rate, progress)
+                encoded = work.at_rate(path, options.rate)
     notes = external_tables_note(keep_tables(codec.tables, path.parent)) if options.external_tables else ()
     notes = notes if met is None else (target_note(met), *notes)
     with Archive(path, tables=[codec.tables]) as archive:
-        report = report_of(archive, shown, codec, source, encoded, started, options.label_level)
-        return replace(report, notes=notes, rate=options.rate, target=met)
-
-
-def report_of(
-    archive: ArchiveBase, shown: str, codec: CodecBase, source: Source, encoded: Encoded, started: float,
-    level: int | None = None,
-) -> Report:  # fmt: skip
-    """Return the figures of a newly written archive, with warnings about its images, labels and codes."""
-    report = Report.of(archive, shown, seconds=time.monotonic() - started, encoded=encoded.rows)
-    warnings = sources.source_warnings(source, encoded.damaged)
-    warnings += label_level_warning(level, encoded)
-    warnings += embedder_warning(codec, archive)
-    warnings += distribution_shift_warning(codec, archive, encoded.drift)
-    drift = None if encoded.drift is None else encoded.drift.to_json()
-    return replace(report, warnings=tuple(warnings), damaged=tuple(encoded.damaged), drift=drift)
-
-
-def label_level_warning(level: int | None, encoded: Encoded) -> list[str]:
-    """Return a warning if no image has as many folders as the label level needs."""
-    if level is None or encoded.labelled or not encoded.rows:
-        return []
-    return [f"warning: no image lies in {abs(level)} folders; give another --label-level"]
-
-
-def _compress_to_stream(
-    codec: CodecBase, source: Source, file: IO[bytes], options: CompressOptions, progress: Progress
-) -> Report:
-    needs_file = {"--rate": options.rate, "--resume": options.resume, "--external-tables": options.external_tables}
-    if asked := [name for name, value in needs_file.items() if value]:
-        raise UsageError(f"{' and '.join(asked)}: standard output does not allow this; give -o a file name.")
-    started = time.monotonic()
-    with StreamWriter(
-        file,
-        header_of(codec, source, options, options.latents or codec.latents),
-        codec.tables,
-        embed_tables=options.embeds(codec),
-        names=options.names,
-        uncertainty=options.uncertainty,
-    ) as writer:
-        encoded = _encode_all(codec, source, writer, options, progress)
-    with Archive(writer.outline(), tables=[codec.tables]) as archive:
-        return report_of(archive, "standard output", codec, source, encoded, started, options.label_level)
-
-
-def encode_source(
-    codec: CodecBase, source: Source, path: Path, options: CompressOptions, latents: int, progress: Progress
-) -> Encoded:
-    """Write an archive of the first latents, and return what was encoded.
-
-    If a stream breaks or is interrupted, its images so far are on disk when the error is raised.
-    """
-    facts = {"source": sources.listing(source), "strict": options.strict, "device": codec.device_type}
-    facts |= {} if options.label_level is None else {"label_level": options.label_level}
-    with Writer(
-        path,
-        header_of(codec, source, options, latents),
-        codec.tables,
-        embed_tables=options.embeds(codec, len(source), latents),
-        names=options.names,
-        uncertainty=options.uncertainty,
-        force=options.force,
-        resume=options.resume,
-        facts=facts,
-    ) as writer:
-        try:
-            return _encode_all(codec, source, writer, options, progress)
-        except (SourceError, KeyboardInterrupt) as exc:
-            is_damaged = isinstance(source, StreamSource) and isinstance(exc, SourceError)
-            if writer.rows and (is_damaged or sources.is_read_once(source)):
-                writer.flush()
-                partial, unit = escape_name(writer.partial), sources.unit_of(source)
-                exc.add_note(
-                    f"What came before, {plural(writer.rows, unit)}, is kept in {partial}: "
-                    f"`stochcl verify {partial} --salvage {escape_name(path)}` makes an archive of them."
-                )
-            raise
-
-
-def _encode_all(
-    codec: CodecBase, source: Source, writer: SegmentWriter, options: CompressOptions, progress: Progress
-) -> Encoded:
-    if options.strict and source.rejected:
-        raise sources.strict_error(source, source.rejected[0])
-    if not writer.position:
-        for failure in source.rejected:
-            writer.skip(failure.name, failure.reason)
-    encoded = encode_rows(codec, source, writer, preprocess_of(codec, options, source), options, progress)
-    if not writer.rows:
-        raise sources.no_readable_error(source, writer.first_skip)
-    return encoded
+        return replace(work.report(archive, shown, encoded), notes=notes, rate=options.rate, target=met)
 
 
 @dataclass(frozen=True)
@@ -272,39 +162,243 @@ class Encoded:
     drift: Drift | None = None
 
 
-def encode_rows(
-    codec: CodecBase, source: Source, writer: SegmentWriter, preprocess: Preprocess, options: CompressOptions,
-    progress: Progress = lambda done, total: None, *, beside: Callable[[Codes], Codes] = lambda codes: codes,
-) -> Encoded:  # fmt: skip
-    """Encode the images of a source into a writer, from its position on.
+@dataclass(frozen=True)
+class Compression:
+    """The work of compressing one source with one codec."""
 
-    ``beside`` receives codes with names, and with uncertainty if asked for, and returns them with what is stored
-    beside them.
-    """
-    encoded, damaged, labelled = 0, list[Failure](), False
-    drift = None if writer.header.selection else Drift.of(codec, writer.header.latents)
-    progress(writer.position, len(source))
-    for part in sources.read_batches(source, preprocess, options.batch_size, options.workers, writer.position):
-        if options.strict and (part.failures or part.damaged):
-            raise sources.strict_error(source, (*part.failures, *part.damaged)[0])
-        damaged += part.damaged
-        failed = sorted(set(part.rows).difference(part.positions))
-        for row, failure in zip(failed, part.failures, strict=True):
-            writer.skip(failure.name, failure.reason, position=row)
-        if part.positions:
-            width = writer.header.latents if writer.header.selection is None else None
-            codes = codec.encode_prepared(part.inputs, uncertainty=options.uncertainty, latents=width).codes
-            if drift is not None:
-                drift = drift.plus(codes)
-            labels = part.labels
-            if options.label_level is not None:
-                labels = tuple(folder_label(name, options.label_level) for name in part.names)
-            labelled = labelled or any(labels or ())
-            codes = replace(select_latents(codes, writer.header), names=part.names, labels=labels)
-            writer.add(beside(codes), positions=part.positions, sizes=part.sizes)
-        encoded += len(part.names)
-        progress(part.rows.stop, len(source))
-    return Encoded(encoded, damaged, labelled, drift)
+    codec: CodecBase
+    source: Source
+    options: CompressOptions
+    progress: Progress = silent
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def width(self) -> int:
+        """The number of latents that were asked for."""
+        return self.options.latents or self.codec.latents
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The preprocessing of the images, from the model, the options and the source."""
+        names = "fit", "depth", "max_pixels"
+        asked: dict[str, Any] = {name: getattr(self.options, name) for name in names}
+        given = {name: value for name, value in asked.items() if value is not None}
+        preprocess = replace(self.codec.preprocess, **given)
+        return preprocess if isinstance(self.source, VectorSource) else self.source.settle(preprocess)
+
+    def header(self, latents: int) -> Header:
+        """Return the header for an archive of the first latents."""
+        source = self.source
+        header = self.codec.header(latents=latents, preprocess=self.preprocess, source_kind=source.kind)
+        if isinstance(source, ArrowSource) and self.options.names:
+            header = replace(header, ids=source.ids)
+        embedder = sources.embedder_of(source, self.options.embedder)
+        return header if embedder is None else replace(header, embedder=embedder.to_json())
+
+    def to_stream(self, file: IO[bytes]) -> Report:
+        """Write an archive to a file object."""
+        options, tables = self.options, self.codec.tables
+        needs_file = {"rate": options.rate, "resume": options.resume, "external-tables": options.external_tables}
+        if asked := [f"--{name}" for name, value in needs_file.items() if value]:
+            raise UsageError(f"{' and '.join(asked)}: standard output does not allow this; give -o a file name.")
+        with StreamWriter(
+            file, self.header(self.width), tables, embed_tables=options.embeds(self.codec), names=options.names,
+            uncertainty=options.uncertainty,
+        ) as writer:  # fmt: skip
+            encoded = self._encode_all(writer)
+        with Archive(writer.outline(), tables=[tables]) as archive:
+            return self.report(archive, "standard output", encoded)
+
+    def to_file(self, path: Path, latents: int) -> Encoded:
+        """Write an archive of the first latents, and return what was encoded.
+
+        If a stream breaks or is interrupted, its images so far are on disk when the error is raised.
+        """
+        codec, source, options = self.codec, self.source, self.options
+        facts = {"source": source.listing(), "strict": options.strict, "device": codec.device_type}
+        facts |= {} if options.label_level is None else {"label_level": options.label_level}
+        with Writer(
+            path, self.header(latents), codec.tables, embed_tables=options.embeds(codec, len(source), latents),
+            names=options.names, uncertainty=options.uncertainty, force=options.force, resume=options.resume,
+            facts=facts,
+        ) as writer:  # fmt: skip
+            try:
+                return self._encode_all(writer)
+            except (SourceError, KeyboardInterrupt) as exc:
+                is_damaged = isinstance(source, StreamSource) and isinstance(exc, SourceError)
+                if writer.rows and (is_damaged or source.read_once):
+                    writer.flush()
+                    partial = escape_name(writer.partial)
+                    exc.add_note(
+                        f"What came before, {plural(writer.rows, source.unit)}, is kept in {partial}: "
+                        f"`stochcl verify {partial} --salvage {escape_name(path)}` makes an archive of them."
+                    )
+                raise
+
+    def at_rate(self, path: Path, rate: float) -> Encoded:
+        """Write the widest rung whose codes take at most ``rate`` bits per image; return what was encoded.
+
+        The archive at full width is deleted only when the prefix is complete or no rung meets the rate. After a full
+        disk, ``resume`` continues from it.
+        """
+        full, encoded, options = full_width(path), Encoded(), self.options
+        if exists(full) and (options.resume or not options.force):
+            self._check_kept(full)
+        else:
+            encoded = self.to_file(full, self.codec.latents)
+        with Archive(full, tables=[self.codec.tables]) as archive:
+            job = Transcoding(archive, embed=options.embeds(self.codec, len(archive)), names=options.names)
+            try:
+                advice = f"; all latents are kept in {escape_name(full)}: {ROOM}pass --resume"
+                write_widest(job, path, rate, advice)
+            except UsageError:
+                full.unlink()
+                raise
+        full.unlink()
+        return encoded
+
+    def _check_kept(self, full: Path) -> None:
+        """Refuse an existing archive at full width that this request would not write."""
+        shown, options = escape_name(full), self.options
+        if not options.resume:
+            raise OutputExists(
+                f"{shown}: an interrupted run left this; pass --resume to continue it, or --force to start over."
+            )
+        try:
+            with Archive(full, tables=[self.codec.tables]) as archive:
+                skipped = archive.skipped
+                fits = archive.header == self.header(self.codec.latents) and _holds(archive, self.source)
+                fits = fits and (archive.names is not None or not options.names)
+        except FormatError as exc:
+            raise UsageError(
+                f"{shown}: it is damaged ({exc}); pass --force in place of --resume to start over."
+            ) from exc
+        # The journal with the source's listing was removed with the partial file, but no image may be newer.
+        if not fits or self.source.mtime_ns > full.stat().st_mtime_ns:
+            raise UsageError(
+                f"{shown}: this was begun with another source, model or option; repeat the command that began it, or "
+                "pass --force in place of --resume to start over."
+            )
+        self._check_strict([Failure(*one) for one in skipped])
+
+    def _check_strict(self, failures: Sequence[Failure]) -> None:
+        if self.options.strict and failures:
+            raise sources.strict_error(self.source, failures[0])
+
+    def _encode_all(self, writer: SegmentWriter) -> Encoded:
+        self._check_strict(self.source.rejected)
+        if not writer.position:
+            for failure in self.source.rejected:
+                writer.skip(failure.name, failure.reason)
+        encoded = self.encode(writer)
+        if not writer.rows:
+            raise sources.no_readable_error(self.source, writer.first_skip)
+        return encoded
+
+    def encode(
+        self, writer: SegmentWriter, preprocess: Preprocess | None = None,
+        beside: Callable[[Codes], Codes] = lambda codes: codes,
+    ) -> Encoded:  # fmt: skip
+        """Encode the images into a writer, from its position on.
+
+        ``beside`` receives codes with names, and with uncertainty if asked for, and returns them with what is stored
+        beside them.
+        """
+        options, source, damaged, labelled, encoded = self.options, self.source, list[Failure](), False, 0
+        drift = None if writer.header.selection else Drift.of(self.codec, writer.header.latents)
+        width = writer.header.latents if writer.header.selection is None else None
+        self.progress(writer.position, len(source))
+        how = preprocess or self.preprocess, options.batch_size, options.workers
+        for part in sources.read_batches(source, *how, writer.position):
+            self._check_strict((*part.failures, *part.damaged))
+            damaged += part.damaged
+            failed = sorted(set(part.rows).difference(part.positions))
+            for row, failure in zip(failed, part.failures, strict=True):
+                writer.skip(failure.name, failure.reason, position=row)
+            if part.positions:
+                codes = self.codec.encode_prepared(part.inputs, uncertainty=options.uncertainty, latents=width).codes
+                drift = drift and drift.plus(codes)
+                labels = part.labels
+                if options.label_level is not None:
+                    labels = tuple(folder_label(name, options.label_level) for name in part.names)
+                labelled = labelled or any(labels or ())
+                codes = replace(select_latents(codes, writer.header), names=part.names, labels=labels)
+                writer.add(beside(codes), positions=part.positions, sizes=part.sizes)
+            encoded += len(part.names)
+            self.progress(part.rows.stop, len(source))
+        return Encoded(encoded, damaged, labelled, drift)
+
+    def report(self, archive: ArchiveBase, shown: str, encoded: Encoded) -> Report:
+        """Return the figures of the written archive, with warnings about its images, labels and codes."""
+        report = Report.of(archive, shown, seconds=time.monotonic() - self.started, encoded=encoded.rows)
+        drift = None if encoded.drift is None else encoded.drift.to_json()
+        warnings = tuple(self.warnings(encoded, archive))
+        return replace(report, warnings=warnings, damaged=tuple(encoded.damaged), drift=drift)
+
+    def warnings(self, encoded: Encoded, archive: ArchiveBase | None = None) -> list[str]:
+        """Return warnings about encoded images, labels and codes, and about their archive if it is new."""
+        codec, level = self.codec, self.options.label_level
+        warnings = sources.source_warnings(self.source, encoded.damaged)
+        if level is not None and encoded.rows and not encoded.labelled:
+            warnings.append(f"warning: no image lies in {abs(level)} folders; give another --label-level")
+        if archive is not None:
+            warnings += embedder_warning(codec, archive)
+        unit, fitted = ("row", "`stochcl train`") if codec.columns else ("image", "`stochcl adapt`")
+        if encoded.drift is not None and (found := encoded.drift.finding(unit)) is not None:
+            asked = f"the {unit}s may be of a kind that it was not trained on; {fitted} makes a model that knows them"
+            warnings.append(f"warning: {found}; {asked}")
+        elif archive is not None:
+            warnings += distribution_shift_warning(codec, archive)
+        return warnings
+
+
+def select_latents(codes: Codes, header: Header) -> Codes:
+    """Keep the latents that an archive has."""
+    return codes.prefix(header.latents) if header.selection is None else pick(codes, header.selection)
+
+
+def _holds(archive: Archive, source: Source) -> bool:
+    """Return whether an archive's rows and skipped images match a source, as far as can be told."""
+    count = source.count() if isinstance(source, ArrowSource) else len(source)
+    if len(archive) + len(archive.skipped) != count + len(source.rejected):
+        return False
+    if not isinstance(source, ImageSource):  # the count covers the numbers that name a matrix's rows
+        return True
+    there = source.names + [failure.name for failure in source.rejected]
+    return archive.names is None or sorted(there) == sorted([*archive.names, *(name for name, _ in archive.skipped)])
+
+
+def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
+    """Return a warning if the model predicts these codes worse than those of its training images."""
+    network = codec.tables.autoregressive is not None  # the record may mention one that was not stored
+    recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits" if network else "independent_bits")
+    if not recorded or len(archive) < _FEW:
+        return ()
+    # The first latents carry the most bits, so there is no expectation below the lowest rung.
+    rungs = sorted((int(latents), float(bits)) for latents, bits in recorded.items())
+    if archive.header.latents < rungs[0][0]:
+        return ()
+    latents, bits = zip(*rungs, strict=True)
+    expected = float(np.interp(archive.header.latents, latents, bits))
+    spent, unit = archive.parts()["codes"] * 8 / len(archive), "row" if codec.columns else "image"
+    if spent > _MUCH * expected:
+        found = f"these codes take {spent:,.0f} bits per {unit}, the model's training {unit}s {expected:,.0f}"
+    elif network and archive.header.latents == codec.latents and archive.own_table_rows > len(archive) / 2:
+        found = "the model predicts these codes worse than a plain table of their frequencies does"
+    else:
+        return ()
+    fitted = "`stochcl train`" if codec.columns else "`stochcl adapt`"
+    advice = f"`stochcl transcode --refit` may make the file smaller, and {fitted} makes a model that knows them"
+    return (f"warning: {found}: the {unit}s may be of a kind that it was not trained on; {advice}",)
+
+
+def embedder_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
+    """Return a warning if the model was trained on vectors of another embedder."""
+    made, trained = Embedder.of(archive.header.embedder), codec.embedder
+    if made is None or trained is None or not (difference := made.difference(trained)):
+        return ()
+    advice = "train one for these with `stochcl train`"
+    return (f"warning: the model was trained on the vectors of another embedder ({difference}); {advice}",)
 
 
 # A rate
@@ -321,31 +415,6 @@ def locked(path: Path) -> WriteLock:
         return WriteLock(path, escape_name(path))
     except OSError as exc:
         raise unwritable(path, exc) from exc
-
-
-def compress_at_rate(
-    codec: CodecBase, source: Source, path: Path, options: CompressOptions, rate: float, progress: Progress
-) -> Encoded:
-    """Write the widest rung whose codes take at most ``rate`` bits per image; return what was encoded.
-
-    The archive at full width is deleted only when the prefix is complete or no rung meets the rate. After a full
-    disk, ``resume`` continues from it.
-    """
-    full, encoded = full_width(path), Encoded()
-    if exists(full) and (options.resume or not options.force):
-        _check_kept(full, codec, source, options)
-    else:
-        encoded = encode_source(codec, source, full, options, codec.latents, progress)
-    with Archive(full, tables=[codec.tables]) as archive:
-        job = Transcoding(archive, embed=options.embeds(codec, len(archive)), names=options.names)
-        try:
-            advice = f"; all latents are kept in {escape_name(full)}: {ROOM}pass --resume"
-            write_widest(job, path, rate, advice)
-        except UsageError:
-            full.unlink()
-            raise
-    full.unlink()
-    return encoded
 
 
 def write_widest(job: Transcoding, path: Path, rate: float, advice: str = "") -> None:
@@ -387,95 +456,6 @@ def unwritable(path: Path, exc: OutputError | OSError, advice: str = "") -> Outp
     cause = exc.__cause__ if isinstance(exc, OutputError) else exc
     reason = os_reason(cause) if isinstance(cause, OSError) else str(exc)
     return OutputError(f"{escape_name(path)}: it cannot be written: {reason}{advice_for(cause, advice)}.")
-
-
-def _check_kept(full: Path, codec: CodecBase, source: Source, options: CompressOptions) -> None:
-    """Refuse an existing archive at full width that this request would not write."""
-    shown = escape_name(full)
-    if not options.resume:
-        raise OutputExists(
-            f"{shown}: an interrupted run left this; pass --resume to continue it, or --force to start over."
-        )
-    try:
-        with Archive(full, tables=[codec.tables]) as archive:
-            skipped = archive.skipped
-            fits = archive.header == header_of(codec, source, options, codec.latents) and _holds(archive, source)
-            fits = fits and (archive.names is not None or not options.names)
-    except FormatError as exc:
-        raise UsageError(f"{shown}: it is damaged ({exc}); pass --force in place of --resume to start over.") from exc
-    # The journal with the source's listing was removed with the partial file; but no image may be newer than this.
-    if isinstance(source, ArrowSource):
-        times = [mtime_ns for _, mtime_ns in source.files]
-    elif isinstance(source, MatrixSource):
-        times = [source.mtime_ns]
-    else:
-        assert isinstance(source, ImageSource)  # a stream is not resumed
-        times = [entry.mtime_ns for entry in source.entries]
-    if not fits or max(times, default=0) > full.stat().st_mtime_ns:
-        raise UsageError(
-            f"{shown}: this was begun with another source, model or option; repeat the command that began it, or "
-            "pass --force in place of --resume to start over."
-        )
-    if options.strict and skipped:
-        raise sources.strict_error(source, Failure(*skipped[0]))
-
-
-def _holds(archive: Archive, source: Source) -> bool:
-    """Return whether an archive's rows and skipped images match a source, as far as can be told."""
-    count = source.count() if isinstance(source, ArrowSource) else len(source)
-    if len(archive) + len(archive.skipped) != count + len(source.rejected):
-        return False
-    if not isinstance(source, ImageSource):  # the count covers the numbers that name a matrix's rows
-        return True
-    there = [entry.name for entry in source.entries] + [failure.name for failure in source.rejected]
-    return archive.names is None or sorted(there) == sorted([*archive.names, *(name for name, _ in archive.skipped)])
-
-
-# Warnings and hints
-
-
-def drift_warning(codec: CodecBase, drift: Drift | None) -> tuple[str, ...]:
-    """Return a warning if the first latents of newly encoded rows cost more than those of training."""
-    unit, fitted = ("row", "`stochcl train`") if codec.columns else ("image", "`stochcl adapt`")
-    if drift is None or (found := drift.finding(unit)) is None:
-        return ()
-    asked = f"the {unit}s may be of a kind that it was not trained on; {fitted} makes a model that knows them"
-    return (f"warning: {found}; {asked}",)
-
-
-def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase, drift: Drift | None = None) -> tuple[str, ...]:
-    """Return a warning if the model predicts these codes worse than those of its training images."""
-    if warned := drift_warning(codec, drift):
-        return warned
-    network = codec.tables.autoregressive is not None  # the record may mention one that was not stored
-    recorded = codec.model.record.get("entropy", {}).get("autoregressive_bits" if network else "independent_bits")
-    if not recorded or len(archive) < _FEW:
-        return ()
-    # The first latents carry the most bits, so there is no expectation below the lowest rung.
-    rungs = sorted((int(latents), float(bits)) for latents, bits in recorded.items())
-    if archive.header.latents < rungs[0][0]:
-        return ()
-    latents, bits = zip(*rungs, strict=True)
-    expected = float(np.interp(archive.header.latents, latents, bits))
-    spent, unit = archive.parts()["codes"] * 8 / len(archive), "row" if codec.columns else "image"
-    if spent > _MUCH * expected:
-        found = f"these codes take {spent:,.0f} bits per {unit}, the model's training {unit}s {expected:,.0f}"
-    elif network and archive.header.latents == codec.latents and archive.own_table_rows > len(archive) / 2:
-        found = "the model predicts these codes worse than a plain table of their frequencies does"
-    else:
-        return ()
-    fitted = "`stochcl train`" if codec.columns else "`stochcl adapt`"
-    advice = f"`stochcl transcode --refit` may make the file smaller, and {fitted} makes a model that knows them"
-    return (f"warning: {found}: the {unit}s may be of a kind that it was not trained on; {advice}",)
-
-
-def embedder_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[str, ...]:
-    """Return a warning if the model was trained on vectors of another embedder."""
-    made, trained = Embedder.of(archive.header.embedder), codec.embedder
-    if made is None or trained is None or not (difference := made.difference(trained)):
-        return ()
-    advice = "train one for these with `stochcl train`"
-    return (f"warning: the model was trained on the vectors of another embedder ({difference}); {advice}",)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,10 @@ from stochcl.api.codec import Codec
 from stochcl.data import ArrowVectors, MatrixSource, SourceOptions, open_arrow, open_source, open_sources, sample_rows
 from stochcl.data.array import MAGIC, MOST_ROWS, sample_size
 from stochcl.data.open import expand
+from stochcl.encoders.modelfile import save_model
 from stochcl.entropy.vectors import MAX_RESIDUAL
 from stochcl.errors import TrainingError, UsageError, require
-from stochcl.files import PathLike, replacing, writing
+from stochcl.files import PathLike, begins_with
 from stochcl.messages import escape_name, plural
 from stochcl.options import declared
 from stochcl.training.options import LatentOptions
@@ -162,8 +162,6 @@ def to_bytes(encoder: Encoder, record: dict[str, Any]) -> bytes:
     ModelError
         If a weight is not finite, or too large for float16.
     """
-    from stochcl.encoders.modelfile import save_model
-
     with tempfile.TemporaryDirectory(prefix="stochcl-") as folder:
         path = Path(folder, _NAME)
         save_model(encoder, path, record)
@@ -185,18 +183,6 @@ def codec_of(data: bytes) -> Codec:
         path = Path(folder, _NAME)
         path.write_bytes(data)
         return Codec(path, device="cpu")
-
-
-def write_head(data: bytes, path: PathLike) -> None:
-    """Write the bytes of a model file atomically.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    with writing(path, "the model"), replacing(path) as file:
-        file.write(data)
 
 
 _CONFIG = frozenset({"posterior", "alphabet", "embedding", "head", "decoder", "ladder", "reduced", "transform"})
@@ -223,17 +209,9 @@ def vectors_among(sources: Sequence[PathLike], column: str | None = None) -> Mat
     if column is not None:
         raise UsageError("--column is for .parquet and .arrow files, and none is given; omit it.")
     # Only arrays are opened, because listing a folder or a tar twice takes long.
-    arrays = any(isinstance(open_source(path), MatrixSource) for path in sources if _is_array(path))
+    arrays = any(isinstance(open_source(path), MatrixSource) for path in sources if begins_with(path, MAGIC))
     found = open_sources(sources) if arrays else None
     return found if isinstance(found, MatrixSource) else None
-
-
-def _is_array(path: PathLike) -> bool:
-    with suppress(OSError, ValueError):
-        if Path(path).is_file():
-            with Path(path).open("rb") as file:
-                return file.read(len(MAGIC)) == MAGIC
-    return False
 
 
 def train_matrix(
@@ -264,8 +242,6 @@ def train_matrix(
     UsageError
         If an option applies only to images, or makes no sense.
     """
-    from stochcl.encoders.modelfile import save_model
-
     started = time.monotonic()
     given = {name: value for name, value in options.items() if value is not None}
     latents, epochs = given.pop("latents", None), given.pop("epochs", None)

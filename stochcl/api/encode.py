@@ -20,19 +20,8 @@ from stochcl.data import Preprocess
 from stochcl.data.access import read_regular
 from stochcl.data.pixels import OWN_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
-from stochcl.encoders import layout
+from stochcl.encoders import engine, layout
 from stochcl.encoders.config import FOREIGN
-from stochcl.encoders.engine import (
-    PRECISIONS,
-    RUNTIMES,
-    OnnxNetwork,
-    Vectors,
-    check_inputs,
-    check_int8,
-    encode,
-    precision_of,
-    runtime_of,
-)
 from stochcl.encoders.latents import Latents
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.tables import Tables, is_packaged
@@ -46,7 +35,6 @@ if TYPE_CHECKING:
 
     from stochcl.codes import Codes
     from stochcl.encoders.config import EncoderConfig
-    from stochcl.encoders.engine import Encoded, Network
     from stochcl.files import PathLike
 
 
@@ -57,7 +45,7 @@ _GPUS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")  # device files
 class CodecBase:
     """An encoder of images or vectors, with the decoding tables of its codes."""
 
-    precisions = PRECISIONS
+    precisions = engine.PRECISIONS
 
     def __init__(
         self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "auto", runtime: str = "auto",
@@ -70,10 +58,10 @@ class CodecBase:
         self._config = self.model.config if size is None else self._at(size)
         self._asked = runtime
         if precision == "auto":
-            precision = "fp32" if runtime == "torch" else precision_of(self.config, self.device)
+            precision = "fp32" if runtime == "torch" else engine.precision_of(self.config, self.device)
         self.precision = precision
-        if runtime not in ("auto", *RUNTIMES):
-            raise UsageError(f"runtime must be auto or {' or '.join(RUNTIMES)}, got {runtime!r}.")
+        if runtime not in ("auto", *engine.RUNTIMES):
+            raise UsageError(f"runtime must be auto or {' or '.join(engine.RUNTIMES)}, got {runtime!r}.")
         self._check_runtime()
 
     def __repr__(self) -> str:
@@ -89,7 +77,7 @@ class CodecBase:
 
     def _check_runtime(self) -> None:
         if self.precision == "int8":
-            check_int8(self.config, self.device)
+            engine.check_int8(self.config, self.device)
         if self.runtime == "torch":
             what = f"the network {self.config.backbone}" if self.device == "cpu" else f"--device {self.device}"
             require("torch", what if self.precision == "fp32" else f"precision {self.precision}", "train")
@@ -138,7 +126,7 @@ class CodecBase:
     @property
     def runtime(self) -> str:
         """Runtime of the network: onnx (ONNX Runtime) on CPUs, torch elsewhere or in bf16, numpy for vectors."""
-        default = runtime_of(self.config, self.device, self.precision)
+        default = engine.runtime_of(self.config, self.device, self.precision)
         return self._asked if default == "onnx" and self._asked != "auto" and self.precision != "int8" else default
 
     @property
@@ -156,11 +144,11 @@ class CodecBase:
         return Latents.of(self.config, self.model.tensors)
 
     @cached_property
-    def _network(self) -> Network:
+    def _network(self) -> engine.Network:
         if self.runtime == "numpy":
-            return Vectors(self.model.tensors)
+            return engine.Vectors(self.model.tensors)
         if self.runtime == "onnx":
-            return OnnxNetwork(self.config, self.model.tensors, self.precision)
+            return engine.OnnxNetwork(self.config, self.model.tensors, self.precision)
         from stochcl.encoders.inference import TorchNetwork, choose_device
 
         device = choose_device(self.device)
@@ -289,21 +277,17 @@ class CodecBase:
             )
         return decoder.decode(codes.symbols())
 
-    def encode_pixels(self, pixels: NDArray[np.uint8]) -> Encoded:
-        """Encode preprocessed images, uint8, shape (N, size, size, 3), to codes and features."""
-        return encode(self._network, self._latents, pixels)
-
     def encode_prepared(
         self, inputs: NDArray[np.uint8] | NDArray[np.float32], *, uncertainty: bool = True, latents: int | None = None
-    ) -> Encoded:
-        """Encode input from a source: preprocessed images, or finite rows of a matrix."""
-        return encode(self._network, self._latents, inputs, uncertainty=uncertainty, width=latents)
+    ) -> engine.Encoded:
+        """Encode preprocessed images, uint8, shape (N, size, size, 3), or finite rows of a matrix."""
+        return engine.encode(self._network, self._latents, inputs, uncertainty=uncertainty, width=latents)
 
     def narrowed(self, codes: Codes, features: NDArray[np.float32], latents: int) -> Codes:
         """Return codes at the first latents, equal to encoding at that width, without names."""
         return self._latents.narrowed(codes, features, latents)
 
-    def vectors_of(self, encoded: Encoded) -> NDArray[np.float32]:
+    def vectors_of(self, encoded: engine.Encoded) -> NDArray[np.float32]:
         """Return the unquantised vectors that decoded vectors approximate, shape (N, V)."""
         return self._latents.points(encoded.features)
 
@@ -311,7 +295,7 @@ class CodecBase:
         """Return decoded vectors, shape (N, V), in the units of the encoder's features."""
         return self._network.features(decoded, len(decoded)) if self.columns else decoded
 
-    def encode_vectors(self, vectors: ArrayLike, *, latents: int | None = None) -> Encoded:
+    def encode_vectors(self, vectors: ArrayLike, *, latents: int | None = None) -> engine.Encoded:
         """Encode vectors, float, shape (N, W), for a model of vectors: codes and standardised vectors.
 
         Raises
@@ -320,14 +304,14 @@ class CodecBase:
             If they are of another shape or type, or one is not finite as float32.
         """
         array = np.asarray(vectors)
-        check_inputs(self.config, array)
+        engine.check_inputs(self.config, array)
         with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
         finite = np.isfinite(array).all(axis=1)
         if not finite.all():
             row = int(finite.argmin())
             raise UsageError(f"row {row:,} of the vectors holds a number that is not a finite float32; leave it out.")
-        return encode(self._network, self._latents, array, width=latents)
+        return engine.encode(self._network, self._latents, array, width=latents)
 
     def preprocess_of(self, header: Header) -> Preprocess:
         """Return the preprocessing of an archive's images; without a stated depth, each 16-bit image has its own."""
@@ -350,9 +334,7 @@ class CodecBase:
         ImageError, UsageError
             As :meth:`encode`.
         """
-        return self._pixels(images, preprocess or self.preprocess)
-
-    def _pixels(self, images: NDArray[Any] | Sequence[Any], preprocess: Preprocess) -> NDArray[np.uint8]:
+        preprocess = preprocess or self.preprocess
         size = preprocess.size
         if isinstance(images, np.ndarray):
             if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):

@@ -11,11 +11,11 @@ import numpy as np
 
 from stochcl.api import source as sources
 from stochcl.api.codec import Codec
-from stochcl.api.compress import CompressOptions, preprocess_of
+from stochcl.api.compress import Compression, CompressOptions
 from stochcl.api.models import DEFAULT
 from stochcl.api.target import Sample, Target, sample_of, spread
 from stochcl.compress.columns import pack_labels
-from stochcl.data import ArrowVectors, MatrixSource
+from stochcl.data import ArrowVectors, MatrixSource, VectorSource
 from stochcl.data.array import row_names
 from stochcl.data.arrow import ArrowSource
 from stochcl.downstream.metrics import wilson
@@ -150,7 +150,7 @@ def estimate(
             raise UsageError("--rate is for a model trained on the sample, and this one exists; omit it.")
         codec = Codec(model or DEFAULT, device=device, size=asked.size)
         opened = sources.check_source_fits_model(opened, codec)
-        few = sample_of(codec, opened, preprocess_of(codec, asked, opened), level=asked.label_level)
+        few = sample_of(codec, opened, Compression(codec, opened, asked).preprocess, level=asked.label_level)
     if len(few.vectors) < _LEAST_ROWS:
         raise UsageError(
             f"{escape_name(opened.path)}: {plural(len(few.vectors), 'row')} are too few for an estimate; give more."
@@ -166,7 +166,7 @@ def estimate(
     reference, interval, _ = _qualities(few, few.vectors)
     floats = few.total * few.vectors.shape[1] * _FLOAT
     return Estimate(
-        str(opened.path), sources.unit_of(opened), few.total, len(few.vectors), codec.model.name, floats, reference,
+        str(opened.path), opened.unit, few.total, len(few.vectors), codec.model.name, floats, reference,
         interval, round(few.seconds, 1), training, tuple(rungs),
     )  # fmt: skip
 
@@ -184,8 +184,7 @@ def _qualities(few: Sample, vectors: Any) -> tuple[float | None, tuple[float, fl
 def _beside(few: Sample, source: Source) -> float:
     """Return the bits per row of names and labels."""
     count = len(few.names)
-    by_number = isinstance(source, MatrixSource) or (isinstance(source, ArrowSource) and not source.has_names)
-    names: Sequence[str] = row_names(range(count), max(few.total, count)) if by_number else few.names
+    names: Sequence[str] = few.names if source.has_names else row_names(range(count), max(few.total, count))
     stored = isinstance(source, ArrowSource) and few.labels is not None
     size = len(pack_texts(names)) + (len(pack_labels(few.labels or (), VERSION)) if stored else 0)
     return 8 * size / count
@@ -196,8 +195,8 @@ def _trained(source: MatrixSource | ArrowVectors, rate: float | None) -> tuple[C
     from stochcl.api.embedding_model import code_shape, codec_of, to_bytes, train_head
 
     _, few = spread(source)
-    batches = few.batches() if isinstance(few, MatrixSource) else few.vectors()  # type: ignore[union-attr]
-    vectors = np.concatenate([batch.vectors for batch in batches])
+    assert isinstance(few, VectorSource)
+    vectors = np.concatenate([batch.vectors for batch in few.batches()])
     order = np.random.default_rng(0).permutation(len(vectors))
     fitted, rest = np.split(order, [round(_FITTED * len(order))])
     if len(fitted) < _LEAST_ROWS:

@@ -18,7 +18,7 @@ from stochcl.compress.header import Embedder, check_embedder
 from stochcl.entropy.model import code_lengths
 from stochcl.entropy.vectors import ResidualDecoder
 from stochcl.errors import LabelsError, ModelMismatch, UsageError, option_name
-from stochcl.files import PathLike, check_output, is_same_file, replacing, writing
+from stochcl.files import PathLike, check_output, is_same_file, write_file
 from stochcl.messages import Progress, escape_name, plural
 from stochcl.options import Options, option
 
@@ -41,14 +41,6 @@ class SelectOptions(Options):
 
     latents: int = option(None, "How many latents to choose.", at_least=1, unit="K", required=True)
     task: Task = option("classification", "What the labels are.", choices=TASKS)
-
-
-@dataclass(frozen=True)
-class SearchOptions(Options):
-    """What to find."""
-
-    count: int = option(10, "How many to find.", at_least=1, unit="K", flags=("-k",))
-    output: str = option("auto", "Compare decoded vectors, or symbols.", choices=OUTPUTS, flags=("--by",))
 
 
 @dataclass(frozen=True)
@@ -77,13 +69,6 @@ class EvaluateOptions(ProbeOptions):
     min_class: int | None = option(
         None, "Leave out classes of fewer than N rows.", at_least=1, unit="N", shown="2 in a cross-validation"
     )
-
-
-def input_of(archive: ArchiveBase, given: str) -> str:
-    """Return ``vectors`` or ``symbols``; auto is vectors if the model has a decoder."""
-    if given == "auto":
-        return "vectors" if archive.has_decoder else "symbols"
-    return given
 
 
 def rows_of(archive: ArchiveBase, used: str, latents: int | None) -> NDArray[Any]:
@@ -174,7 +159,8 @@ def read_data(
         raise UsageError("--test-labels needs --test and --labels; give all three.")
     notes, other = list[str](), None
     with open_archive(path, tables=tables) as archive:
-        used, header, origin = input_of(archive, asked.output), archive.header, labels.origin(archive)
+        used = ("vectors" if archive.has_decoder else "symbols") if asked.output == "auto" else asked.output
+        header, origin = archive.header, labels.origin(archive)
         if test is None:
             width = asked.latents or header.latents
             rows = ProbeRows.of(archive, path, used, width, labels, groups, lengths=lengths)
@@ -324,8 +310,7 @@ def select(
         "task": asked.task, "model": escape_name(header.model), "model_sha256": header.model_sha256,
         "latents": sorted(order), "order": order, "gains": [round(float(gain), 6) for gain in gains],
     }  # fmt: skip
-    with writing(output, "the selection"), replacing(output) as file:
-        file.write(json.dumps(result).encode())
+    write_file(output, json.dumps(result).encode(), "the selection")
     return result
 
 

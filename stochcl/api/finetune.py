@@ -16,9 +16,10 @@ from stochcl.api.summary import skipped_json
 from stochcl.api.train import RunReport, open_images
 from stochcl.compress import Archive
 from stochcl.data import ImageSource, Preprocess
+from stochcl.encoders.modelfile import ModelFile, load_model, save_model
 from stochcl.errors import UsageError, require
 from stochcl.messages import duration, escape_name
-from stochcl.training.images import ImageSet, classes_of, labeller, labels_of, read_images
+from stochcl.training.images import classes_of, labeller, labels_of, read_images
 from stochcl.training.options import FinetuneOptions, finetune_options
 from stochcl.training.outputs import RunFiles, run_record
 
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stochcl.encoders.config import EncoderConfig
     from stochcl.encoders.encoder import Encoder
-    from stochcl.encoders.modelfile import ModelFile
     from stochcl.encoders.pretrained import Initialisation
     from stochcl.files import PathLike
 
@@ -105,7 +104,7 @@ def score(
         raise UsageError(f"{escape_name(model)}: this model has no classifier; `stochcl finetune` makes one.")
     images = open_images(source)
     label = labeller([images], labels, label_level)
-    data = read_labelled(config, [images], label, workers=workers)
+    data = read_images([images], Preprocess(config.size, config.fit), workers=workers, label=label)
     truth = class_indices(data.train_labels, config.classes)
     plain = class_scores(encoder, data.train, on)
     mirrored = with_mirrored(encoder, data.train, on, plain)
@@ -117,16 +116,6 @@ def score(
         test_top1_mirrored=100 * top1(mirrored, truth),
         skipped=tuple((failure.name, failure.reason) for failure in data.skipped),
         **(_score_file(codec, codec.classifier, source, label, workers) if vectors else {}),
-    )
-
-
-def read_labelled(
-    config: EncoderConfig, sources: Sequence[ImageSource], label: Callable[[str], str], *, hold_out: int = 0,
-    workers: int = 1, cache: Path | None = None,
-) -> ImageSet:  # fmt: skip
-    """Decode labelled images to an encoder's size."""
-    return read_images(
-        sources, Preprocess(config.size, config.fit), hold_out=hold_out, workers=workers, label=label, cache=cache
     )
 
 
@@ -234,8 +223,8 @@ def finetune(
     opened = [open_images(path) for path in sources]
     label = labeller(opened, labels, label_level)
     test_labels, truth = (None, []) if test is None else _of_test(opened, test, labels, test_labels, label_level)
-    data = read_labelled(
-        encoder.config, opened, label, hold_out=hold_out, workers=workers,
+    data = read_images(
+        opened, Preprocess(encoder.config.size, encoder.config.fit), hold_out=hold_out, workers=workers, label=label,
         cache=None if cache is None else Path(cache),
     )  # fmt: skip
     classes = classes_of(data)
@@ -278,7 +267,6 @@ def _start(
     model: PathLike, settings: FinetuneOptions, init: PathLike | None
 ) -> tuple[ModelFile, Encoder, Initialisation | None]:
     """Return the model, the encoder to start from, and the origin of its weights if not the model's."""
-    from stochcl.encoders.modelfile import load_model
     from stochcl.encoders.pretrained import init_backbone
     from stochcl.training.finetune import starting_point
 
@@ -295,8 +283,8 @@ def _of_test(
 ) -> tuple[PathLike | None, list[str]]:  # fmt: skip
     """Return the CSV of the test images' labels (None for folder names), and the labels."""
     source = open_images(test)
-    trained = (entry.name for one in sources for entry in one.entries)
-    table = labels_of_test(trained, (entry.name for entry in source.entries), labels, test_labels)
+    trained = (name for one in sources for name in one.names)
+    table = labels_of_test(trained, source.names, labels, test_labels)
     return table, labels_of(source, table, level)
 
 
@@ -304,8 +292,6 @@ def _write(
     encoder: Encoder, files: RunFiles, record: dict[str, Any], test: PathLike | None, **how: Any
 ) -> tuple[str, Scores | None]:  # fmt: skip
     """Write the model, score the file, and add the scores to its record, which is not hashed."""
-    from stochcl.encoders.modelfile import save_model
-
     sha256, scores = save_model(encoder, files.output, record), None
     files.checkpoint.unlink(missing_ok=True)
     if test is not None:

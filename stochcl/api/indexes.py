@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,32 +10,27 @@ import numpy as np
 
 from stochcl.api.summary import Report
 from stochcl.codes import Codes
-from stochcl.compress import Archive, Header, Writer, open_archive
+from stochcl.compress import Archive, ArchiveBase, Header, Writer, open_archive
 from stochcl.compress.transcode import fit_models
 from stochcl.entropy.autoregressive import AutoregressiveModel
 from stochcl.entropy.independent import IndependentModel
 from stochcl.entropy.tables import Tables
 from stochcl.entropy.vectors import MAX_NUMBERS, ResidualDecoder
 from stochcl.errors import SourceError, UsageError, require
-from stochcl.files import check_output, replacing, target_of, writing
+from stochcl.files import PathLike, check_output, replacing, target_of, writing
 from stochcl.messages import Progress, escape_name, silent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stochcl.compress import ArchiveBase
     from stochcl.entropy.tables import Where
-    from stochcl.files import PathLike
+
 
 METRICS = ("cosine", "l2")
 
 _ROWS = 1 << 14  # decoded and added at a time
 _TRAINING_VALUES = 1 << 26  # numbers in the vectors that an index is trained on
 _SAMPLE = 1 << 16  # rows that entropy models are fitted to
-
-
-def _faiss() -> Any:
-    return require("faiss", "an index of FAISS", "faiss")
 
 
 def _reason(exc: RuntimeError) -> str:
@@ -73,7 +67,7 @@ def export_faiss(
     UsageError
         If FAISS does not know the kind or has too few rows to train it, or the archive lacks what it needs.
     """
-    faiss, output = _faiss(), Path(output)
+    faiss, output = require("faiss", "an index of FAISS", "faiss"), Path(output)
     check_output(output, Path(path), force=force)
     if metric not in METRICS:
         raise UsageError(f"metric must be {' or '.join(METRICS)}, got {metric!r}.")
@@ -84,9 +78,7 @@ def export_faiss(
         if not binary and archive.decoder is None:
             raise UsageError(f"{shown}: its model has no decoder to vectors; pass --binary to write bits.")
         try:
-            index = (
-                _binary(faiss, archive, progress) if binary else _vectors(faiss, archive, factory, metric, progress)
-            )
+            index = _filled(faiss, archive, None if binary else factory, metric, progress)
         except RuntimeError as exc:
             raise UsageError(f"faiss cannot make an index {factory!r} of {shown}: {_reason(exc)}.") from exc
         with writing(output), replacing(output) as file:
@@ -105,31 +97,28 @@ def export_faiss(
         }
 
 
-def _binary(faiss: Any, archive: ArchiveBase, progress: Progress) -> Any:
-    index = faiss.IndexBinaryFlat(8 * archive[:0].packed.shape[1])
-    for codes in archive.iter_codes(_ROWS):
-        index.add(np.ascontiguousarray(codes.packed))
-        progress(index.ntotal, len(archive))
-    return index
-
-
-def _vectors(faiss: Any, archive: ArchiveBase, factory: str, metric: str, progress: Progress) -> Any:
+def _filled(faiss: Any, archive: ArchiveBase, factory: str | None, metric: str, progress: Progress) -> Any:
+    """Return an index of decoded vectors, or without a ``factory`` of the codes' bits."""
     decoder = archive.decoder
-    assert decoder is not None
 
-    def decoded(codes: Codes) -> NDArray[np.float32]:
+    def rows(codes: Codes) -> NDArray[Any]:
+        if factory is None or decoder is None:
+            return np.ascontiguousarray(codes.packed)
         vectors = np.ascontiguousarray(decoder.decode(codes.symbols()), np.float32)
         if metric == "cosine":
             faiss.normalize_L2(vectors)
         return vectors
 
-    kind = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
-    index = faiss.index_factory(decoder.dim, factory, kind)
-    if not index.is_trained:
-        count = min(len(archive), max(1, _TRAINING_VALUES // decoder.dim))
-        index.train(decoded(archive[np.linspace(0, len(archive) - 1, count).astype(np.int64)]))
+    if factory is None or decoder is None:
+        index = faiss.IndexBinaryFlat(8 * archive[:0].packed.shape[1])
+    else:
+        kind = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
+        index = faiss.index_factory(decoder.dim, factory, kind)
+        if not index.is_trained:
+            count = min(len(archive), max(1, _TRAINING_VALUES // decoder.dim))
+            index.train(rows(archive[np.linspace(0, len(archive) - 1, count).astype(np.int64)]))
     for codes in archive.iter_codes(_ROWS):
-        index.add(decoded(codes))
+        index.add(rows(codes))
         progress(index.ntotal, len(archive))
     return index
 
@@ -178,7 +167,7 @@ def import_faiss(index: PathLike, output: PathLike, *, force: bool = False, prog
     SourceError
         If the file is not an index, or of another kind.
     """
-    faiss, shown, output = _faiss(), escape_name(index), target_of(output)
+    faiss, shown, output = require("faiss", "an index of FAISS", "faiss"), escape_name(index), target_of(output)
     check_output(output, Path(index), force=force)
     try:
         read = whole = faiss.read_index(str(index))
@@ -194,10 +183,14 @@ def import_faiss(index: PathLike, output: PathLike, *, force: bool = False, prog
         raise SourceError(f"{shown}: its codebooks have more than {MAX_NUMBERS:,} numbers; an archive holds no more.")
     stored = faiss.vector_to_array(read.codes).reshape(read.ntotal, -1)
 
+    # FAISS stores the least significant bit of each number first, an archive the most significant.
+    order = np.concatenate(
+        [np.arange(end - width, end)[::-1] for end, width in zip(np.cumsum(bits), bits, strict=True)]
+    )
+
     def codes_of(rows: slice) -> Codes:
-        numbers = np.concatenate([_packed_bits(stored[rows], start, width) for start, width in _places(bits)], axis=1)
         names = None if ids is None else map(str, ids[rows].tolist())
-        return Codes.from_symbols(numbers, names=names)
+        return Codes.from_symbols(np.unpackbits(stored[rows], axis=1, bitorder="little")[:, order], names=names)
 
     step = max(1, read.ntotal // _SAMPLE)
     sample = codes_of(slice(None, None, step))
@@ -236,23 +229,10 @@ def _quantiser(faiss: Any, index: Any, shown: str) -> tuple[list[int], list[NDAr
         rq = index.rq
         bits = faiss.vector_to_array(rq.nbits).astype(int).tolist()
         books = faiss.vector_to_array(rq.codebooks).reshape(-1, index.d)
-        starts = np.cumsum([0] + [1 << b for b in bits])
-        found = [books[a:b] for a, b in pairwise(starts.tolist())]
+        found = np.split(books, np.cumsum([1 << width for width in bits])[:-1])
     else:
         raise SourceError(f"{shown}: this is an {type(index).__name__}; give an IndexPQ or an "
                           "IndexResidualQuantizer.")  # fmt: skip
     if max(bits) > 8:
         raise SourceError(f"{shown}: its words have {max(bits)} bits; at most 8 are supported.")
     return bits, found
-
-
-def _places(bits: list[int]) -> list[tuple[int, int]]:
-    """Return the first bit and the width of each number in a row of FAISS's codes."""
-    return list(zip(np.cumsum([0, *bits[:-1]]).tolist(), bits, strict=True))
-
-
-def _packed_bits(stored: NDArray[np.uint8], start: int, width: int) -> NDArray[np.uint8]:
-    """Return the bits of a number, most significant first; FAISS stores the least significant first."""
-    places = start + np.arange(width - 1, -1, -1)
-    found: NDArray[np.uint8] = (stored[:, places // 8] >> (places % 8).astype(np.uint8)) & np.uint8(1)
-    return found

@@ -43,16 +43,13 @@ def labels_of(
         If there are none, or the file has none for some row (with ``partial``, for most rows).
     """
     shown = escape_name(path)
-    table = None if labels is None else read_labels(labels)
-    if table is not None and table.is_array and archive.names is None:
-        return table.match([""] * len(archive), column)
-    by_name = labels is not None or level is not None
-    if archive.names is None and (by_name or archive.labels is None):
+    names, table = archive.names, None if labels is None else read_labels(labels)
+    if table is not None and (names is not None or table.is_array):
+        return table.match([""] * len(archive) if names is None else names, column, partial=partial)
+    if names is None and (labels is not None or level is not None or archive.labels is None):
         raise LabelsError(f"{shown}: its rows have no names to find labels by (--no-names?); compress with names.")
-    if table is not None and archive.names is not None:
-        return table.match(archive.names, column, partial=partial)
-    if level is not None and archive.names is not None:
-        found = tuple(folder_label(name, level) for name in archive.names)
+    if level is not None and names is not None:
+        found = tuple(folder_label(name, level) for name in names)
         if not any(found):
             asked = f"{option_name(*_LEVEL)} {level}"
             raise LabelsError(f"{shown}: no name has a folder at {asked}; give a level nearer to 0.")

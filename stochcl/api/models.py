@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stochcl.codes import bits_per_symbol
-from stochcl.compress import open_archive
+from stochcl.compress import Header, open_archive
+from stochcl.encoders import layout
 from stochcl.encoders.config import FOREIGN
-from stochcl.encoders.packaged import ENDING, embedded_models
-from stochcl.entropy.tables import is_packaged
+from stochcl.encoders.modelfile import load_model, stored_config
+from stochcl.encoders.packaged import ENDING, embedded_models, read_tensors
+from stochcl.entropy.tables import Tables, is_packaged
 from stochcl.errors import ModelError, ModelMismatch, ModelNotFound, StochclError, UsageError, error_of
 from stochcl.files import PathLike, is_file
 from stochcl.messages import escape_name, os_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
-    from stochcl.compress import Header
-    from stochcl.entropy.tables import Tables
 
 DEFAULT = "general"
 """The default model."""
@@ -81,10 +81,13 @@ def _natural(item: tuple[str, str]) -> list[tuple[int, str]]:
     ]
 
 
-def _folders() -> Iterator[Path]:
-    for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep):
-        if folder:
-            yield Path(folder)
+def _folders() -> list[Path]:
+    return [Path(folder) for folder in os.environ.get("STOCHCL_MODELS", "").split(os.pathsep) if folder]
+
+
+def _in_folders(folders: Iterable[Path]) -> list[Path]:
+    """Return the packaged models, and those in folders."""
+    return [*embedded_models(), *(path for folder in folders for path in sorted(folder.glob(f"*{ENDING}")))]
 
 
 def find_model(model: PathLike) -> Path:
@@ -123,10 +126,7 @@ def model_of(header: Header, beside: PathLike | None = None) -> Path:
     ------
     ModelNotFound
     """
-    from stochcl.encoders.modelfile import load_model
-
-    folders = [*_folders(), *([] if beside is None else [Path(beside).parent]), Path()]
-    paths = [*embedded_models(), *(path for folder in folders for path in sorted(folder.glob(f"*{ENDING}")))]
+    paths = _in_folders([*_folders(), *([] if beside is None else [Path(beside).parent]), Path()])
     for path in sorted(dict.fromkeys(path.resolve() for path in paths), key=lambda path: path.stem != header.model):
         with suppress(ModelError):
             config = _card(path).config
@@ -168,9 +168,8 @@ def model_cards() -> tuple[list[ModelCard], list[tuple[Path, ModelError]]]:
     list of (Path, ModelError)
         Damaged or foreign files, with the error for each.
     """
-    paths = [*embedded_models(), *(p for folder in _folders() for p in sorted(folder.glob(f"*{ENDING}")))]
     cards, damaged = [], []
-    for path in paths:
+    for path in _in_folders(_folders()):
         try:
             cards.append(_card(path))
         except ModelError as exc:
@@ -179,11 +178,9 @@ def model_cards() -> tuple[list[ModelCard], list[tuple[Path, ModelError]]]:
 
 
 def _card(path: Path) -> ModelCard:
-    """Read the JSON at the start of a safetensors file, without numpy or torch."""
+    """Read the metadata of a model file, without its weights."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            metadata = json.loads(file.read(min(length, 1 << 24)))["__metadata__"]
+        _, metadata = read_tensors(path, None)
         card = ModelCard(
             path.stem, path, path.stat().st_size, json.loads(metadata["config"]),
             json.loads(metadata["record"], parse_constant=lambda name: None),  # NaN is not JSON
@@ -206,9 +203,6 @@ class ModelInfo:
     """Facts about a model file, which is read whole and checked."""
 
     def __init__(self, path: Path) -> None:
-        from stochcl.encoders import layout
-        from stochcl.encoders.modelfile import load_model
-
         self.path, self.model = path, load_model(path)
         config, tensors = self.model.config, self.model.tensors
         self.config, self.bytes, self.tables = config, path.stat().st_size, layout.tables(config, tensors)
@@ -218,8 +212,6 @@ class ModelInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as JSON types."""
-        from stochcl.encoders.modelfile import stored_config
-
         config, tables = self.config, self.tables
         images = {"size": config.size, "fit": config.fit, "mean": list(config.mean), "std": list(config.std)}
         return {
@@ -372,8 +364,5 @@ def _by_hash(path: PathLike) -> tuple[Tables, ...]:
 
 
 def _tables_of(path: Path) -> Tables:
-    from stochcl.encoders import layout
-    from stochcl.encoders.modelfile import load_model
-
     model = load_model(path)
     return layout.tables(model.config, model.tensors)

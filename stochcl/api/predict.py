@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from stochcl.compress.sharded import MANIFEST
 from stochcl.data import open_source
 from stochcl.downstream import Fitted, SavedProbe, load
 from stochcl.errors import ModelMismatch, UsageError
-from stochcl.files import PathLike, check_output, exists, is_file, is_folder, replacing, writing
+from stochcl.files import PathLike, begins_with, check_output, exists, is_folder, write_file
 from stochcl.framing import MAGIC
 from stochcl.messages import escape_name
 from stochcl.remote import is_url
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
     from stochcl.api.encode import CodecBase
     from stochcl.entropy.tables import Where
+
+    _Rows = tuple[Sequence[str], NDArray[np.float32], tuple[tuple[str, str], ...]]  # names, inputs, skipped images
 
 
 _BATCH = 256
@@ -67,27 +68,18 @@ def predict(
     """
     output = Path(output)
     check_output(output, Path(path), force=force)
-    if Path(probe).suffix == ".safetensors":
-        found = _classify(path, probe, device)
-    else:
-        found = _ask_probe(path, probe, tables)
-    _write(output, found.columns)
+    is_model = Path(probe).suffix == ".safetensors"
+    columns, facts = _classify(path, probe, device) if is_model else _ask_probe(path, probe, tables)
+    _write(output, columns)
     return {
         "schema": "stochcl.predict/0", "path": escape_name(path), "probe": escape_name(probe),
-        "output": escape_name(output), "images": len(found.columns["name"]), "skipped": skipped_json(found.skipped),
-        "notes": found.notes, "targets": found.targets, "columns": [escape_name(name) for name in found.columns],
+        "output": escape_name(output), "images": len(columns["name"]), **facts,
+        "columns": [escape_name(name) for name in columns],
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Predictions:
-    columns: dict[str, Any]
-    targets: list[dict[str, Any]]
-    skipped: tuple[tuple[str, str], ...] = ()
-    notes: Sequence[str] = ()
-
-
-def _ask_probe(path: PathLike, probe: PathLike, tables: Where) -> _Predictions:
+def _ask_probe(path: PathLike, probe: PathLike, tables: Where) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return columns by name, and facts about the probe, from a saved probe."""
     saved = load(probe)
     if not is_url(path) and is_folder(path) and not _is_archive(path):
         raise UsageError(
@@ -103,10 +95,18 @@ def _ask_probe(path: PathLike, probe: PathLike, tables: Where) -> _Predictions:
     columns: dict[str, Any] = {"name": names}
     for target in saved.targets:
         columns |= _answers(target, x, alone=len(saved.targets) == 1)
-    return _Predictions(columns, [_said(target) for target in saved.targets], notes=notes)
+    targets = [
+        {
+            "target": target.target, "task": target.task, "estimator": target.estimator, "trained_on": target.rows,
+            "classes": [escape_name(name) for name in target.classes],
+        }
+        for target in saved.targets
+    ]  # fmt: skip
+    return columns, {"skipped": [], "notes": notes, "targets": targets}
 
 
-def _classify(path: PathLike, model: PathLike, device: str) -> _Predictions:
+def _classify(path: PathLike, model: PathLike, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the same from a fine-tuned model."""
     from stochcl.api.codec import Codec
 
     codec = Codec(model, device=device)
@@ -124,24 +124,16 @@ def _classify(path: PathLike, model: PathLike, device: str) -> _Predictions:
         "target": "label", "task": "classification", "estimator": "fine-tuned classifier",
         "trained_on": record.get("images"), "classes": [escape_name(name) for name in config.classes],
     }  # fmt: skip
-    return _Predictions(columns, [target], skipped)
+    return columns, {"skipped": skipped_json(skipped), "notes": [], "targets": [target]}
 
 
 def _is_archive(path: PathLike) -> bool:
     if is_url(path):
         return True
-    path = Path(path)
-    if is_folder(path):
-        return exists(path / MANIFEST)
-    if not is_file(path):
-        return False
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    return exists(Path(path, MANIFEST)) or begins_with(path, MAGIC)
 
 
-def _archive_rows(
-    path: PathLike, codec: CodecBase
-) -> tuple[Sequence[str], NDArray[np.float32], tuple[tuple[str, str], ...]]:
+def _archive_rows(path: PathLike, codec: CodecBase) -> _Rows:
     """Return the names and vectors of an archive of a fine-tuned model's codes."""
     if codec.config.classifies == "features":
         raise UsageError(
@@ -153,9 +145,7 @@ def _archive_rows(
         return archive.names or [str(i) for i in range(len(archive))], archive.to_vectors(), ()
 
 
-def _image_rows(
-    path: PathLike, codec: CodecBase
-) -> tuple[Sequence[str], NDArray[np.float32], tuple[tuple[str, str], ...]]:
+def _image_rows(path: PathLike, codec: CodecBase) -> _Rows:
     """Encode images; return names and classifier inputs of the readable ones, and the failures."""
     source = check_source_fits_model(open_source(path), codec)
     decoder = None if codec.config.classifies == "features" else codec.tables.decoder
@@ -172,13 +162,6 @@ def _image_rows(
     if not names:
         raise no_readable_error(source, skipped[0])
     return names, np.concatenate(parts), skipped
-
-
-def _said(target: Fitted) -> dict[str, Any]:
-    return {
-        "target": target.target, "task": target.task, "estimator": target.estimator, "trained_on": target.rows,
-        "classes": [escape_name(name) for name in target.classes],
-    }  # fmt: skip
 
 
 def _check_suits(header: Header, saved: SavedProbe, path: PathLike, probe: PathLike) -> None:
@@ -223,5 +206,4 @@ def _write(output: Path, columns: dict[str, Any]) -> None:
     out.writerow(columns)
     for cells in zip(*columns.values(), strict=True):
         out.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells])
-    with writing(output, "the predictions"), replacing(output) as file:
-        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+    write_file(output, text.getvalue().encode("utf-8", "surrogateescape"), "the predictions")

@@ -9,40 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 from stochcl.api.evaluate import evaluate_targets
 from stochcl.api.models import DEFAULT, resolve_tables
+from stochcl.api.source import given_paths
 from stochcl.compress import open_archive
 from stochcl.data import ArrowImages, MatrixSource, SourceOptions, open_arrow, open_source
 from stochcl.data.array import MAGIC
 from stochcl.data.arrow import is_arrow_file
-from stochcl.data.open import expand
 from stochcl.errors import StochclError, UsageError
-from stochcl.files import is_file
+from stochcl.files import PathLike, begins_with
 from stochcl.messages import escape_name
-from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from stochcl.api.codec import Codec
     from stochcl.downstream import Evaluation
-    from stochcl.files import PathLike
 
 
 def are_embeddings(paths: Sequence[PathLike]) -> bool:
     """Return whether paths are .npy matrices, or Parquet or Arrow files, rather than archives."""
-    files = _files(paths)
-    return bool(files) and (_is_matrix(files[0]) or is_arrow_file(files[0]))
-
-
-def _files(paths: Sequence[PathLike]) -> list[Path]:
-    return [Path(path) for given in paths for path in expand(given) if not is_url(given)]
-
-
-def _is_matrix(path: Path) -> bool:
-    if not is_file(path):
-        return False
-    with path.open("rb") as file:
-        found = file.read(len(MAGIC)) == MAGIC
-    return found and isinstance(open_source(path), MatrixSource)
+    for file in given_paths(paths)[:1]:
+        is_matrix = begins_with(file, MAGIC) and isinstance(open_source(file), MatrixSource)
+        return is_matrix or is_arrow_file(file)
+    return False
 
 
 @contextmanager
@@ -77,7 +65,7 @@ def archive_of(
 
 def _default_model(paths: Sequence[PathLike], column: str | None) -> PathLike:
     """Return the default model if these are images; raise UsageError for embeddings."""
-    if isinstance(open_arrow(_files(paths), SourceOptions(column=column), takes=0), ArrowImages):
+    if isinstance(open_arrow(given_paths(paths), SourceOptions(column=column), takes=0), ArrowImages):
         return DEFAULT
     raise UsageError(
         f"{escape_name(paths[0])}: these are embeddings; give the model that encodes them with -m, or compress them "
@@ -95,7 +83,7 @@ def evaluate_embeddings(
     Labels come from ``columns`` of the table itself, or from ``labels``.
     """
     how: dict[str, Any] = {"column": vector_column, "id_column": id_column}
-    files = _files(paths)
+    files = given_paths(paths)
     own = labels is None and is_arrow_file(files[0])
     if own and len(files) > 1 and len(columns) > 1:
         raise UsageError("several tables share one column of labels; name one with --label-column, or give --labels.")

@@ -6,17 +6,16 @@ import json
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from stochcl.api.compress import Encoded, encode_rows, header_of, preprocess_of, report_of, unwritable
-from stochcl.api.drift import Drift
+from stochcl.api.compress import Compression, CompressOptions, Encoded, unwritable
 from stochcl.api.models import portable_name
-from stochcl.api.source import check_source_fits_model, listing, no_readable_error, strict_error
+from stochcl.api.source import check_source_fits_model, no_readable_error, strict_error
+from stochcl.api.summary import Drift, Report
 from stochcl.compress import Archive, Header, Writer, open_archive
 from stochcl.compress.sharded import MANIFEST, Manifest, Shard, read_manifest, sha256_of, write_manifest
 from stochcl.data import Failure, ImageSource, MatrixSource, SubsetSource, open_source, open_sources
@@ -31,10 +30,8 @@ from stochcl.remote import is_url
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from stochcl.api.compress import CompressOptions
     from stochcl.api.encode import CodecBase
     from stochcl.api.source import Source
-    from stochcl.api.summary import Report
 
     ShardSource = ImageSource | MatrixSource
     Run = Callable[["Plan", list[int], CodecBase, ShardSource], Iterable[tuple[int, "Made"]]]
@@ -82,7 +79,7 @@ def shard_inputs(source: Source, parts: Iterator[tuple[int, range]]) -> Iterator
             continue
         which, within = source.within(rows)
         for i in which:
-            digests[i] = digests.get(i) or listing(source.sources[i])
+            digests[i] = digests.get(i) or source.sources[i].listing()
         yield ShardInput(
             tuple(str(source.sources[i].path) for i in which),
             tuple(digests[i] for i in which),
@@ -110,7 +107,7 @@ def open_shard_input(inputs: ShardInput, held: dict[str, ImageSource], options: 
 
 def check_listing(source: Source, digest: str) -> None:
     """Raise SourceError if a worker finds another source than the command did."""
-    if listing(source) != digest:
+    if source.listing() != digest:
         raise SourceError(
             f"{escape_name(source.path)}: a worker sees other files there, or other times or sizes; all machines "
             "must see the same files, and none may change during the run."
@@ -201,7 +198,8 @@ def compress_to_folder(
     images = open_planned(plan_sources, codec, options)
     if options.strict and images.rejected:
         raise strict_error(images, images.rejected[0])
-    options = replace(options, depth=preprocess_of(codec, options, images).depth)  # the same for all shards
+    work = Compression(codec, images, options, started=started)
+    options = replace(options, depth=work.preprocess.depth)  # the same for all shards
     plan = _plan(codec, images, plan_sources, folder, options, model, shard_images or SHARD_IMAGES)
     try:
         with _locked(plan), writing(folder, advice=_CONTINUE):
@@ -212,8 +210,7 @@ def compress_to_folder(
         raise
     note = f"shards     {plural(plan.shards, 'file')}" + (f", {kept:,} of them from an earlier run" if kept else "")
     with open_archive(folder, tables=[codec.tables]) as archive:
-        report = report_of(archive, str(folder), codec, images, encoded, started, options.label_level)
-        return replace(report, notes=(note,))
+        return replace(work.report(archive, str(folder), encoded), notes=(note,))
 
 
 def _check_request(options: CompressOptions, codec: CodecBase, shard_images: int | None) -> None:
@@ -263,10 +260,10 @@ def _plan(
     codec: CodecBase, source: ShardSource, sources: tuple[str, ...], folder: Path, options: CompressOptions,
     model: str, shard_images: int,
 ) -> Plan:  # fmt: skip
-    header = header_of(codec, source, options, options.latents or codec.latents)
+    work = Compression(codec, source, options)
     facts = {
-        "kind": source.kind, "source": listing(source), "images": len(source), "shard_images": shard_images,
-        "model": codec.model.sha256, "header": header.to_bytes().hex(), "device": codec.device_type,
+        "kind": source.kind, "source": source.listing(), "images": len(source), "shard_images": shard_images,
+        "model": codec.model.sha256, "header": work.header(work.width).to_bytes().hex(), "device": codec.device_type,
     } | {name: getattr(options, name) for name in _KEPT_OPTIONS}  # fmt: skip
     return Plan(
         sources=sources, folder=str(folder.absolute()), model=portable_name(model), device=codec.device_type,
@@ -367,36 +364,26 @@ def make_shard(
     the first was thought lost: both write the same bytes.
     """
     options, path = plan.options, plan.file(number)
-    part = _part(source, plan.rows(number)) if part is None else part
+    if part is None:
+        rows = plan.rows(number)
+        part = source.at(np.arange(rows.start, rows.stop))
     with (
         writing(path),
         tempfile.TemporaryDirectory(prefix=_WORK, dir=plan.folder, ignore_cleanup_errors=True) as work,
     ):
-        with _naming(path), Writer(
-            Path(work, path.name), plan.header, codec.tables, embed_tables=options.self_contained,
-            names=options.names, uncertainty=options.uncertainty,
-        ) as writer:  # fmt: skip
-            for failure in () if number else part.rejected:
-                writer.skip(failure.name, failure.reason)
-            encoded = encode_rows(codec, part, writer, preprocess_of(codec, options, part), options)
+        try:
+            with Writer(
+                Path(work, path.name), plan.header, codec.tables, embed_tables=options.self_contained,
+                names=options.names, uncertainty=options.uncertainty,
+            ) as writer:  # fmt: skip
+                for failure in () if number else part.rejected:
+                    writer.skip(failure.name, failure.reason)
+                encoded = Compression(codec, part, options).encode(writer)
+        except OutputError as exc:  # name the shard, not the temporary folder, from which nothing is kept
+            raise unwritable(path, exc, _CONTINUE) from exc
         Path(work, path.name).replace(path)
     sync_folder(path.parent)
     return shard_entry(plan, number, codec)._replace(encoded=encoded)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the shard in an error, not the temporary folder, from which nothing is kept."""
-    try:
-        yield
-    except OutputError as exc:
-        raise unwritable(path, exc, _CONTINUE) from exc
-
-
-def _part(source: ShardSource, rows: range) -> ShardSource:
-    if isinstance(source, MatrixSource):
-        return source.at(np.arange(rows.start, rows.stop))
-    return SubsetSource(source, rows)
 
 
 def shard_entry(plan: Plan, number: int, codec: CodecBase) -> Made:

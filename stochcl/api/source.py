@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from stochcl.compress.header import Embedder
-from stochcl.data import (
-    ArrowVectors,
-    Failure,
-    ImageSource,
-    MatrixSource,
-    Preprocess,
-    SourceOptions,
-    StreamSource,
-    TarStream,
-    open_arrow,
-    open_sources,
-)
-from stochcl.data.arrow import ArrowSource, MemoryTable, is_table
+from stochcl.data import ImageSource, MatrixSource, StreamSource, TarStream, VectorSource, open_arrow, open_sources
+from stochcl.data.arrow import MemoryTable, is_table
 from stochcl.data.folder import open_url
 from stochcl.data.names import DEFAULTS
 from stochcl.data.open import expand
 from stochcl.errors import ImageError, SourceError, UsageError
-from stochcl.files import check_exists
+from stochcl.files import PathLike, check_exists
 from stochcl.messages import escape_name, plural
 from stochcl.remote import is_url
 
 if TYPE_CHECKING:
     from stochcl.api.encode import CodecBase
-    from stochcl.data import ImageBatch
+    from stochcl.data import Failure, ImageBatch, Preprocess, SourceOptions
     from stochcl.data.array import MatrixBatch
-    from stochcl.files import PathLike
 
     Source = ImageSource | MatrixSource | StreamSource
     Given = PathLike | Sequence[PathLike] | IO[bytes] | Source
@@ -74,9 +60,10 @@ def open_given(given: Given, options: SourceOptions = DEFAULTS, takes: int | Non
         raise UsageError(
             f"{' and '.join(asked)}: only .parquet and .arrow files have columns, and this is neither; omit it."
         )
-    if is_url(given) and len(expand(str(given))) == 1:
-        return open_url(str(given), options)
-    return open_sources(_named(given), options)
+    named = _named(given)
+    if len(named) == 1 and is_url(named[0]) and len(expand(named[0])) == 1:
+        return open_url(str(named[0]), options)
+    return open_sources(named, options)
 
 
 def given_paths(given: Given) -> list[Path]:
@@ -101,7 +88,7 @@ def check_source_fits_model(source: Source, codec: CodecBase) -> Source:
     model, columns = escape_name(codec.model.name), codec.columns
     shown = escape_name(source.path)
     training = f"`stochcl train {shown} -o head.safetensors --rate 64`"
-    if not isinstance(source, MatrixSource | ArrowVectors):
+    if not isinstance(source, VectorSource):
         if columns is None:
             return source
         raise UsageError(
@@ -133,15 +120,14 @@ def embedder_of(source: Source, named: str | None = None) -> Embedder | None:
     UsageError
         If one is named for images.
     """
-    if not isinstance(source, MatrixSource | ArrowVectors):
+    if not isinstance(source, VectorSource):
         if named is not None:
             raise UsageError("--embedder names what made embeddings, and these are images; omit it.")
         return None
-    text = named or (source.embedder if isinstance(source, ArrowVectors) else None)
+    text = named or source.embedder
     if not text:
         return None
-    batches = source.batches(_LOOKED_AT) if isinstance(source, MatrixSource) else source.vectors(_LOOKED_AT)
-    lengths = np.concatenate([np.linalg.norm(batch.vectors, axis=1) for batch in islice(batches, 1)])
+    lengths = np.concatenate([np.linalg.norm(one.vectors, axis=1) for one in islice(source.batches(_LOOKED_AT), 1)])
     normalised = bool((np.abs(lengths - 1) < _NEAR_ONE).all()) if len(lengths) else None
     return replace(Embedder.parse(text), width=source.dim, normalised=normalised)
 
@@ -150,46 +136,10 @@ def read_batches(
     source: Source, preprocess: Preprocess, batch_size: int, workers: int | None, start: int
 ) -> Iterator[ImageBatch | MatrixBatch]:
     """Read a source from a position on; the batch size applies to images only."""
-    if isinstance(source, MatrixSource | ArrowVectors):
-        size = max(1, min(_MATRIX_ROWS, _MATRIX_BYTES // (4 * source.dim)))
-        yield from source.batches(size, start) if isinstance(source, MatrixSource) else source.vectors(size, start)
-        return
+    if isinstance(source, VectorSource):
+        return source.batches(max(1, min(_MATRIX_ROWS, _MATRIX_BYTES // (4 * source.dim))), start)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    yield from source.batches(preprocess, batch_size=batch_size, workers=workers, start=start)
-
-
-def listing(source: Source) -> str:
-    """Return a digest of a source's names, sizes, times and rejected images."""
-    if is_read_once(source):  # never resumed
-        return ""
-    digest = hashlib.sha256(source.kind.encode())
-    if isinstance(source, ArrowSource):
-        digest.update(json.dumps([source.columns, source.files]).encode())
-        return digest.hexdigest()
-    assert not isinstance(source, StreamSource)
-    if isinstance(source, MatrixSource):
-        facts = [len(source), source.dim, source.size, source.mtime_ns]
-        digest.update(json.dumps(facts + (source.files if len(source.files) > 1 else [])).encode())
-        return digest.hexdigest()
-    lines = chain(
-        ([entry.name, entry.size, entry.mtime_ns] for entry in source.entries),
-        ([failure.name, failure.reason] for failure in source.rejected),
-    )
-    for line in lines:
-        digest.update(json.dumps(line).encode() + b"\n")
-    if source.labels is not None:
-        digest.update(json.dumps(list(source.labels)).encode())
-    return digest.hexdigest()
-
-
-def is_read_once(source: Source) -> bool:
-    """Return whether a source cannot be read again, so that nothing is to resume."""
-    return isinstance(source, StreamSource) and source.read_once
-
-
-def unit_of(source: Source) -> str:
-    """Return the noun for a row of a source: image or row."""
-    return "row" if isinstance(source, MatrixSource | ArrowVectors) else "image"
+    return source.batches(preprocess, batch_size=batch_size, workers=workers, start=start)
 
 
 def source_warnings(source: Source, damaged: Sequence[Failure] = ()) -> list[str]:
@@ -208,7 +158,7 @@ def strict_error(source: Source, failure: Failure) -> ImageError:
     """Return the error for an image that --strict stops at."""
     return ImageError(
         f"{escape_name(source.path)}: {escape_name(failure.name)}: {failure.reason}; --strict stops at "
-        f"{unit_of(source)}s that are damaged or cannot be read."
+        f"{source.unit}s that are damaged or cannot be read."
     )
 
 
@@ -216,6 +166,6 @@ def no_readable_error(source: Source, first: tuple[str, str]) -> SourceError:
     """Return the error for a source without readable images; ``first`` is the first failure."""
     name, reason = first
     return SourceError(
-        f"{escape_name(source.path)}: none of its {unit_of(source)}s can be read; the first is "
+        f"{escape_name(source.path)}: none of its {source.unit}s can be read; the first is "
         f"{escape_name(name)}: {reason}."
     )

@@ -12,8 +12,9 @@ import numpy as np
 
 from stochcl.api import source as sources
 from stochcl.codes import Codes, folder_label
-from stochcl.data import ImageSource, MatrixSource, SubsetSource
+from stochcl.data import ImageSource, MatrixSource
 from stochcl.data.arrow import ArrowSource
+from stochcl.downstream.distances import DISTANCES, Nearest, without_own
 from stochcl.downstream.metrics import labelled
 from stochcl.errors import LabelsError, UsageError
 from stochcl.messages import escape_name, plural
@@ -142,16 +143,12 @@ class Sample:
         if len(vectors) <= count + 1:
             raise UsageError(f"{plural(len(vectors), 'row')}: too few to find the nearest {count}; give more.")
         queries = np.linspace(0, len(vectors) - 1, min(_QUERIES, len(vectors)), dtype=int)
-        true, found = (_nearest(self.vectors[queries], base, queries, count) for base in (self.vectors, vectors))
-        return float((true[:, :, None] == found[:, None, :]).any(axis=2).mean())
-
-
-def _nearest(queries: Vectors, base: Vectors, own: NDArray[np.intp], count: int) -> NDArray[np.intp]:
-    """Return the rows nearest to each query, without the query itself, shape (Q, count)."""
-    unit = base / np.maximum(np.linalg.norm(base, axis=1, keepdims=True), 1e-12)
-    near = queries @ unit.T
-    near[np.arange(len(own)), own] = -np.inf
-    return np.argpartition(-near, count, axis=1)[:, :count]
+        near = []
+        for base in (self.vectors, vectors):
+            nearest = Nearest(self.vectors[queries], DISTANCES["cosine"], count + 1)
+            nearest.add(base)
+            near.append(without_own(*nearest.sorted(), queries)[1])
+        return float((near[0][:, :, None] == near[1][:, None, :]).any(axis=2).mean())
 
 
 def narrowest(sample: Sample, target: Target, rungs: Sequence[int], shown: str) -> tuple[int, dict[str, Any]]:
@@ -251,7 +248,7 @@ def bits_of(codec: CodecBase, codes: Codes) -> float:
 
 def spread(source: Source) -> tuple[int, Source]:
     """Return the number of rows of a source, and a source of at most as many rows as a sample has."""
-    most = SAMPLE[sources.unit_of(source)]
+    most = SAMPLE[source.unit]
     if isinstance(source, ArrowSource):
         total = source.count()
         thinned = copy.copy(source)
@@ -260,6 +257,4 @@ def spread(source: Source) -> tuple[int, Source]:
     if not isinstance(source, MatrixSource | ImageSource):
         raise UsageError(f"{escape_name(source.path)}: a stream is read once, and a sample comes first; give a file.")
     rows = np.unique(np.linspace(0, len(source) - 1, min(most, len(source)), dtype=np.int64))
-    if isinstance(source, MatrixSource):
-        return len(source), source.at(rows)
-    return len(source), SubsetSource(source, rows.tolist())
+    return len(source), source.at(rows)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stochcl.api.evaluate import ProbeData, ProbeOptions, ProbeRows, read_data
 from stochcl.api.labels import LabelSource, naming, split_warning
-from stochcl.compress import Header, open_archive
+from stochcl.compress import open_archive
 from stochcl.downstream import uncertainty as of
 from stochcl.downstream.metrics import labelled, make_splits
 from stochcl.errors import ModelMismatch, UsageError
@@ -80,18 +80,15 @@ def measure_uncertainty(
 
 def _other(path: PathLike, data: ProbeData, tables: Where, latents: int | None) -> ProbeRows:
     """Read another archive of the same model and latents."""
-    with open_archive(path, tables=tables) as archive:
-        _check_alike(archive.header, data, path, latents)
-        return ProbeRows.of(archive, path, data.used, data.width, lengths=True)
-
-
-def _check_alike(header: Header, data: ProbeData, path: PathLike, latents: int | None) -> None:
     shown, first = escape_name(path), escape_name(data.train.path)
-    if header.model_sha256 != data.header.model_sha256:
-        raise ModelMismatch(f"{shown}: it was made by another model than {first}; compress both with one model.")
-    cut = latents is None and data.test is None and header.latents != data.width
-    if header.selection != data.header.selection or header.latents < data.width or cut:
-        raise UsageError(f"{shown}: it holds other latents than {first}; --latents K takes the first K of both.")
+    with open_archive(path, tables=tables) as archive:
+        header = archive.header
+        if header.model_sha256 != data.header.model_sha256:
+            raise ModelMismatch(f"{shown}: it was made by another model than {first}; compress both with one model.")
+        cut = latents is None and data.test is None and header.latents != data.width
+        if header.selection != data.header.selection or header.latents < data.width or cut:
+            raise UsageError(f"{shown}: it holds other latents than {first}; --latents K takes the first K of both.")
+        return ProbeRows.of(archive, path, data.used, data.width, lengths=True)
 
 
 def batch_of(rows: ProbeRows) -> of.CodeBatch:

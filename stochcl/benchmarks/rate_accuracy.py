@@ -297,7 +297,7 @@ def _encode_pixels(codec: Codec, part: Split, code: PixelCode, told: Told) -> tu
         for i, image in enumerate(batch):
             out[i], whole, least = code.code(image)
             size, bare = size + whole, bare + least
-        features.append(codec.encode_pixels(out).features)
+        features.append(codec.encode_prepared(out).features)
         done += len(batch)
         told(done, len(part))
     return np.concatenate(features), size, bare

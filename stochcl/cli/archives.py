@@ -26,16 +26,15 @@ if TYPE_CHECKING:
 
 def standard_input(what: str) -> IO[bytes]:
     """Return the bytes of standard input."""
-    if sys.stdin is None:
-        raise UsageError(f"standard input is closed, and {what} is read from it; send it through a pipe.")
-    if sys.stdin.isatty():
-        raise UsageError(f"standard input is a terminal, and {what} is read from it; send it through a pipe.")
+    if sys.stdin is None or sys.stdin.isatty():
+        state = "closed" if sys.stdin is None else "a terminal"
+        raise UsageError(f"standard input is {state}, and {what} is read from it; send it through a pipe.")
     return sys.stdin.buffer
 
 
 def source_of(
     sources: Sequence[Path], files_from: Path | None, *, null: bool, folder: Path
-) -> Path | Sequence[Path] | IO[bytes] | ImageSource:
+) -> Sequence[Path] | IO[bytes] | ImageSource:
     """Return the source to read: paths, standard input, or a list of images."""
     if files_from is not None:
         if sources:
@@ -47,7 +46,7 @@ def source_of(
     if not sources:
         raise UsageError("there is nothing to compress: name a SOURCE, or a list of files with --files-from.")
     if "-" not in map(str, sources):
-        return sources[0] if len(sources) == 1 else sources
+        return sources
     if len(sources) > 1:
         raise UsageError("- reads a tar of images from standard input; omit the other sources.")
     return standard_input("a tar of images")
@@ -90,7 +89,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
 @opt.section("Rate", opt.options_of(CompressOptions, only="latents rate target"))
 @opt.section(
     "Model",
-    click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file."),
+    opt.MODEL,
     opt.DEVICE,
     click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto",
                  help="Numeric precision of the network.  [default: auto, which is int8 for EfficientNet-Lite "
@@ -175,10 +174,24 @@ def estimate(sources: tuple[Path, ...], *, as_json: bool, **options: Any) -> Non
     from stochcl.api.estimate import estimate
 
     check_paths_exist(sources)
-    source: Any = sources[0] if len(sources) == 1 else sources
     with progress_bar("widths", rate=False) as bar:
-        found = estimate(source, progress=bar, **opt.given(options))
+        found = estimate(sources, progress=bar, **opt.given(options))
     show(found.to_json(), found.lines(), as_json=as_json)
+
+
+@opt.command()
+@opt.CODES
+@opt.TABLES
+@JSON
+def info(codes: Path | str, *, model: str | None, as_json: bool) -> None:
+    """Show what an archive holds and where its bytes go.
+
+    \b
+    Example:
+      stochcl info codes.bin
+    """
+    report = archives.info(codes, tables=resolve_tables(model, codes))
+    show(report.to_json("info"), report.lines(), as_json=as_json)
 
 
 _SHOWN = 5  # damaged places
@@ -346,7 +359,7 @@ def split(codes: Path, output: Path, *, rows: int | None, parts: int | None, for
 @opt.command()
 @opt.CODES
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...", type=opt.SOURCE)
-@click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
+@opt.CODES_MODEL
 @opt.DEVICE
 @opt.options_of(CompressOptions, only="column id_column embedder any_name max_pixels batch_size workers")
 @opt.section(
@@ -376,11 +389,10 @@ def append(
 
     check_local(codes)
     check_paths_exist(sources)
-    source: Any = sources[0] if len(sources) == 1 else sources
     with Archive(codes):  # a folder of shards is refused before its model is loaded
         codec = codec_of(codes, model, device=device)
     with progress_bar("rows" if codec.columns else "images") as bar:
-        edit = append(codes, source, codec, progress=bar, **opt.given(options))
+        edit = append(codes, sources, codec, progress=bar, **opt.given(options))
     say_skipped(edit.skipped)
     show(edit.to_json("append"), edit.lines(), as_json=as_json)
 
@@ -430,3 +442,79 @@ def decompress(codes: Path | str, output: Path, *, model: str | None, as_json: b
     }  # fmt: skip
     line = f"{result['path']}: {', '.join(done.holds)} of {plural(done.rows, 'row')}, {done.bytes:,} bytes"
     show(result, [line], as_json=as_json)
+
+
+@opt.command()
+@opt.CODES
+@click.option("--faiss", type=opt.PATH, metavar="FILE", help="Write an index of FAISS.")
+@click.option("--npy", type=opt.PATH, metavar="FILE", help="Write decoded vectors as a matrix, a row each.")
+@opt.section(
+    "Index",
+    click.option("--factory", default="Flat", show_default=True, help="Kind of index: HNSW32, 'IVF1024,PQ32'..."),
+    click.option("--metric", type=click.Choice(["cosine", "l2"]), default="cosine", show_default=True,
+                 help="Compare by angle (vectors are brought to length 1), or by distance."),
+    click.option("--binary", is_flag=True, help="Write the codes' bits, for Hamming distances, in place of vectors."),
+)  # fmt: skip
+@opt.TABLES
+@opt.FORCE
+@JSON
+def export(
+    codes: Path | str, *, faiss: Path | None, npy: Path | None, factory: str, metric: str, binary: bool,
+    model: str | None, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Export decoded vectors, or bits, to an index of FAISS or a matrix.
+
+    An index's ids are the rows' numbers. FAISS comes with: pip install 'stochcl[faiss]'.
+
+    \b
+    Example:
+      stochcl export codes.bin --faiss index.faiss --factory HNSW32
+      stochcl export codes.bin --npy decoded.npy
+    """
+    from stochcl.api import indexes
+
+    if (faiss is None) == (npy is None):
+        raise click.UsageError("Give either --faiss FILE or --npy FILE.")
+    tables = resolve_tables(model, codes)
+    with progress_bar("rows") as bar:
+        if npy is not None:
+            if npy.suffix.lower() != ".npy":
+                raise click.UsageError("--npy writes a .npy file; use that ending.")
+            done = archives.decompress(codes, npy, tables=tables, force=force, progress=bar)
+            found: dict[str, Any] = {
+                "schema": "stochcl.export/0",
+                "path": done.path,
+                "images": done.rows,
+                "bytes": done.bytes,
+            }
+            what = done.holds[0]
+        else:
+            found = indexes.export_faiss(
+                codes, faiss or "", factory=factory, metric=metric, binary=binary, tables=tables, force=force,
+                progress=bar,
+            )  # fmt: skip
+            what = found["index"]
+    line = f"{found['path']}: {what} of {plural(found['images'], 'row')}, {found['bytes']:,} bytes"
+    show(found, [line, *(f"  note: {note}" for note in found.get("notes", []))], as_json=as_json)
+
+
+@opt.command()
+@click.argument("index", type=opt.INPUT)
+@opt.output("The archive to write.")
+@opt.FORCE
+@JSON
+def import_faiss(index: Path, output: Path, *, force: bool, as_json: bool) -> None:
+    """Compress the codes of a FAISS index (PQ or RQ) to an archive, which decodes to the same vectors.
+
+    It prints what the entropy coder gains, which for a well trained quantiser is little. FAISS trusts the files that
+    it reads; import your own.
+
+    \b
+    Example:
+      stochcl import-faiss pq.faiss -o codes.bin
+    """
+    from stochcl.api import indexes
+
+    with progress_bar("rows") as bar:
+        done = indexes.import_faiss(index, output, force=force, progress=bar)
+    show(done.to_json(), done.lines(), as_json=as_json)

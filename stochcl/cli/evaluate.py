@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stochcl.api.compress import CompressOptions
-from stochcl.api.dedup import DedupOptions
-from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SearchOptions, SelectOptions
+from stochcl.api.evaluate import EvaluateOptions, ProbeOptions, SelectOptions
 from stochcl.api.models import resolve_tables
+from stochcl.api.search import DedupOptions, SearchOptions
 from stochcl.api.source import check_paths_exist
 from stochcl.cli import options as opt
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show, table
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-CODES_OR_SOURCE = click.argument("codes", nargs=-1, metavar="[CODES|SOURCE...]", type=opt.SOURCE)
-OPTIONAL_CODES = click.argument("codes", required=False, type=opt.INPUT)
 TRAIN = click.option("--train", type=opt.INPUT, help="The archive to train on, in place of CODES.")
-MODEL = click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
 
 
 def _training_codes(codes: Path | str | None, train: Path | str | None) -> Path | str:
@@ -33,7 +30,7 @@ def _training_codes(codes: Path | str | None, train: Path | str | None) -> Path 
 
 
 @opt.command()
-@CODES_OR_SOURCE
+@click.argument("codes", nargs=-1, metavar="[CODES|SOURCE...]", type=opt.SOURCE)
 @opt.section(
     "Rows", TRAIN, click.option("--test", type=opt.INPUT, help="Score on this archive, or these embeddings.")
 )
@@ -136,7 +133,7 @@ def predict(
 
 
 @opt.command()
-@OPTIONAL_CODES
+@click.argument("codes", required=False, type=opt.INPUT)
 @opt.section("Rows", TRAIN, click.option("--test", type=opt.INPUT, help="Score on this archive."))
 @opt.section("Labels", opt.LABELS, opt.TEST_LABELS, opt.COLUMN, opt.LEVEL)
 @opt.section(
@@ -279,7 +276,7 @@ def report(codes: Path | str, output: Path, *, model: str | None, as_json: bool,
         "--images", type=opt.INPUT, metavar="SOURCE", help="The images that the codes were made of, for thumbnails."
     ),
 )
-@MODEL
+@opt.CODES_MODEL
 @opt.DEVICE
 @opt.TABLES_OF_CODES
 @JSON
@@ -333,7 +330,7 @@ def dedup(codes: Path | str, output: Path, *, model: str | None, as_json: bool, 
       stochcl dedup codes.bin -o pairs.csv
       stochcl dedup codes.bin --threshold 1 -o equal.parquet
     """
-    from stochcl.api.dedup import dedup
+    from stochcl.api.search import dedup
 
     with progress_bar("cells", rate=False) as bar:
         found = dedup(codes, output, tables=resolve_tables(model, codes), progress=bar, **opt.given(options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,9 +57,8 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def command(name: str | None = None, **how: Any) -> Callable[[Any], click.Command]:
-    """Return a command decorator with sections of options."""
-    return click.command(name, cls=SectionedCommand, **how)
+command = partial(click.command, cls=SectionedCommand)
+"""The decorator of a command whose help has sections of options."""
 
 
 def section(title: str, *options: Decorator) -> Decorator:
@@ -84,6 +84,8 @@ TABLES = click.option("-m", "--model", help=_TABLES_HELP)
 TABLES_OF_CODES = click.option("--tables", help=_TABLES_HELP)
 FORCE = click.option("--force", is_flag=True, help="Replace an existing output.")
 RESUME = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+MODEL = click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file.")
+CODES_MODEL = click.option("-m", "--model", help="The model of the codes.  [default: the one that the archive names]")
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
 LABELS = click.option(
     "--labels",

@@ -10,7 +10,7 @@ import click
 from stochcl.api.models import model_cards
 from stochcl.api.source import check_paths_exist
 from stochcl.cli.main import JSON, progress_bar, say, say_skipped, show
-from stochcl.cli.options import INPUT, PATH, SOURCE, command, options_of, output, section
+from stochcl.cli.options import DEVICE, INPUT, MODEL, PATH, SOURCE, command, options_of, output, section
 from stochcl.messages import escape_name
 from stochcl.training import options as training
 from stochcl.training.options import EncoderConfig, FinetuneOptions, TrainOptions
@@ -143,7 +143,7 @@ def finetune(
 
     \b
     Example:
-      stochcl finetune general photos/ -o classifier.safetensors --hold-out 20
+      stochcl finetune fast photos/ -o classifier.safetensors --hold-out 20
       stochcl compress photos/ -m classifier.safetensors -o codes.bin
     """
     from stochcl.api.finetune import finetune
@@ -223,13 +223,13 @@ def train(sources: Sequence[Path], output: Path, *, as_json: bool, **options: An
 @command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=SOURCE)
 @output("The model file to write.")
-@click.option("-m", "--model", default="general", show_default=True, help="A packaged model or a model file.")
+@MODEL
 @click.option(
     "--rate", type=click.FloatRange(0, min_open=True), metavar="BITS", help="Bits per image.  [default: 256]"
 )
 @HOLD_OUT
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...")
+@DEVICE
 @click.option("--force", is_flag=True, help="Replace an existing model file.")
 @JSON
 def adapt(sources: Sequence[Path], output: Path, *, hold_out: int | None, as_json: bool, **options: Any) -> None:

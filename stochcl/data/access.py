@@ -84,19 +84,14 @@ class RandomFile:
     """
 
     _open_files: ClassVar[int] = 0
-    _count_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._file: Any = None
-        self._counted = False
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
 
     def status(self) -> tuple[int, int]:
         """Return the size, and the modification time in nanoseconds."""
@@ -123,29 +118,15 @@ class RandomFile:
     def _open(self) -> Any:
         """Return the file, opened to stay open, or None if too many are open."""
         with self._lock:
-            if self._file is None and self._count():
-                try:
-                    self._file = self.path.open("rb", buffering=0)
-                except OSError:
-                    self._uncount()
-                    raise
+            if self._file is None and RandomFile._open_files < most_open():
+                self._file = self.path.open("rb", buffering=0)
+                RandomFile._open_files += 1  # without a lock, which the collector could not take in __del__
             return self._file
 
-    def _count(self) -> bool:
-        with RandomFile._count_lock:
-            self._counted = RandomFile._open_files < most_open()
-            RandomFile._open_files += self._counted
-        return self._counted
-
-    def _uncount(self) -> None:
-        RandomFile._open_files -= self._counted  # no lock: this may run in the collector, in any thread
-        self._counted = False
-
     def __del__(self) -> None:
-        file = getattr(self, "_file", None)
-        if file is not None:
-            file.close()
-            self._uncount()
+        if getattr(self, "_file", None) is not None:
+            self._file.close()
+            RandomFile._open_files -= 1
 
 
 class RemoteFile:

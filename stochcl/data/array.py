@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from stochcl.data.pixels import MAX_PIXELS
-from stochcl.data.source import Entry, Failure, ImageSource
+from stochcl.data.source import Entry, Failure, ImageSource, digest
 from stochcl.errors import ImageError, SourceError, StochclError, UsageError
 from stochcl.files import reading, refuse_pointer
 from stochcl.lazy import cached_property
@@ -52,13 +53,9 @@ class ArraySource(ImageSource):
             )
         size, mtime_ns = math.prod(self._array.shape[1:]), path.stat().st_mtime_ns
         self.entries = [Entry(name, size, mtime_ns) for name in row_names(range(rows), rows)]
-        self.rejected = []
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArraySource, (self.path,)
 
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         pixels = np.ascontiguousarray(self._array[i])
@@ -146,8 +143,8 @@ class MatrixBatch:
         The finite rows, in the order of ``names``.
     failures : tuple of Failure
         The other rows.
-    source_bytes : int
-        Stored bytes of the finite rows.
+    row_bytes : int
+        Stored bytes of a row.
     labels : tuple of str, optional
         Labels of the finite rows, if the source has them.
     """
@@ -157,7 +154,7 @@ class MatrixBatch:
     names: tuple[str, ...]
     vectors: NDArray[np.float32]
     failures: tuple[Failure, ...]
-    source_bytes: int
+    row_bytes: int
     labels: tuple[str, ...] | None = None
     damaged: ClassVar[tuple[Failure, ...]] = ()
 
@@ -169,7 +166,7 @@ class MatrixBatch:
     @property
     def sizes(self) -> list[int]:
         """Stored bytes of each finite row."""
-        return [self.source_bytes // max(1, len(self.names))] * len(self.names)
+        return [self.row_bytes] * len(self.names)
 
     @classmethod
     def of(
@@ -187,12 +184,31 @@ class MatrixBatch:
             names=tuple(names[i] for i in good),
             vectors=vectors[good] if bad else vectors,
             failures=tuple(Failure(names[i], bad[i]) for i in sorted(bad)),
-            source_bytes=row_bytes * len(good),
+            row_bytes=row_bytes,
             labels=None if labels is None else tuple(labels[i] for i in good),
         )
 
 
-class MatrixSource:
+class VectorSource(ABC):
+    """Vectors of one width, in matrices or a table, read in parts."""
+
+    unit: ClassVar[str] = "row"
+    """The noun for a row."""
+    path: Path | str
+    dim: int
+    embedder: str | None = None
+    """The vectors' embedder, if the source says so: a name, or ``NAME@REVISION``."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows, or 0 if unknown."""
+
+    @abstractmethod
+    def batches(self, batch_size: int = 4096, start: int = 0) -> Iterator[MatrixBatch]:
+        """Iterate over the rows in order, from position ``start``; rows that are not finite are failures."""
+
+
+class MatrixSource(VectorSource):
     """Embeddings in .npy files: two-dimensional float16, float32 or float64, memory-mapped, of any size.
 
     Parameters
@@ -216,6 +232,7 @@ class MatrixSource:
     """
 
     kind: ClassVar[str] = "matrix"
+    read_once = has_names = False
     rejected: tuple[Failure, ...] = ()
 
     def __init__(self, path: Path | Sequence[Path], rows: NDArray[np.int64] | None = None) -> None:
@@ -268,6 +285,11 @@ class MatrixSource:
         """Return remarks about the source: none."""
         return []
 
+    def listing(self) -> str:
+        """Return a digest of the rows, sizes and times of the files."""
+        facts = [len(self), self.dim, self.size, self.mtime_ns]
+        return digest(self.kind, [facts + (self.files if len(self.files) > 1 else [])])
+
     def batches(self, batch_size: int = 4096, start: int = 0) -> Iterator[MatrixBatch]:
         """Iterate over the rows in order, from position ``start``.
 
@@ -304,11 +326,8 @@ class MatrixSource:
         names = row_names(self._numbers(rows.start, rows.stop), self.total)
         return MatrixBatch.of(rows.start, names, self.take(chosen), self.row_bytes)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.paths, "rows": self._rows}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MatrixSource, (self.paths, self._rows)
 
 
 MOST_ROWS = 200_000

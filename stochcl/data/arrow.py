@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from stochcl.codes import label_text
-from stochcl.data.array import MatrixBatch, row_names
+from stochcl.data.array import MatrixBatch, VectorSource, row_names
 from stochcl.data.names import DEFAULTS, IDS, NAMES, SourceOptions, path_name
 from stochcl.data.preprocess import identify
-from stochcl.data.source import StreamSource
+from stochcl.data.source import StreamSource, digest
 from stochcl.errors import SourceError, SourceNotFound, StochclError, UsageError, require
 from stochcl.messages import escape_name
 
@@ -363,6 +363,10 @@ class ArrowSource(StreamSource):
     def __len__(self) -> int:
         return self._rows
 
+    def listing(self) -> str:
+        """Return a digest of the columns, sizes and times; empty for a table in memory."""
+        return "" if self.read_once else digest(self.kind, [[self.columns, self.files]])
+
     @property
     def columns(self) -> tuple[str, str | None, str | None]:
         """The columns of the data, the names and the labels."""
@@ -374,15 +378,20 @@ class ArrowSource(StreamSource):
         return self._label is not None
 
     @property
-    def has_names(self) -> bool:
+    def has_names(self) -> bool:  # type: ignore[override]
         """Whether rows have names other than their numbers."""
         return self._name is not None or self._has_paths
 
     @property
+    def mtime_ns(self) -> int:  # noqa: D102
+        return max((mtime_ns for _, mtime_ns in self.files), default=0)
+
+    @property
     def ids(self) -> dict[str, str] | None:
         """The column of names and its Arrow type, if there is one."""
-        kind = None if self._name is None else self._schema.field(self._name).type
-        return None if kind is None else {"column": str(self._name), "type": str(kind)}
+        if self._name is None:
+            return None
+        return {"column": self._name, "type": str(self._schema.field(self._name).type)}
 
     def name_by(self, column: str, reason: str) -> None:
         """Take the names verbatim from this column; ``reason`` says why, if there is none."""
@@ -395,11 +404,6 @@ class ArrowSource(StreamSource):
             self._name, self._is_path = column, False
             for path in self.paths[1:]:
                 self._check_like_first(path)
-
-    @property
-    def embedder(self) -> str | None:
-        """The vectors' embedder from the table's metadata: a name, or ``NAME@REVISION``."""
-        return named_embedder(self._schema, self.column)
 
     def leave_out(self, names: Sequence[str]) -> None:
         """Skip rows of these names, once per occurrence in ``names``; further rows of a name are read.
@@ -488,8 +492,10 @@ class ArrowImages(ArrowSource):
                     yield name, missing if file is None else file, None if labels is None else labels[i]
 
 
-class ArrowVectors(ArrowSource):
+class ArrowVectors(ArrowSource, VectorSource):
     """Vectors in a column of lists or tensors of numbers, all of length ``dim``."""
+
+    unit: ClassVar[str] = "row"
 
     def __init__(self, paths: Sequence[Path | MemoryTable], column: str, options: SourceOptions = DEFAULTS) -> None:
         super().__init__(paths, column, options)
@@ -497,6 +503,7 @@ class ArrowVectors(ArrowSource):
         self._row_bytes = kind.value_type.bit_width // 8
         self.dim = int(getattr(kind, "list_size", 0)) or self._first()
         self._row_bytes *= self.dim
+        self.embedder = named_embedder(self._schema, column)
         for path in paths[1:]:
             lengths = set(map(len, _first_values(path, column)))
             if lengths and self.dim not in lengths:
@@ -521,14 +528,14 @@ class ArrowVectors(ArrowSource):
         total = len(self) or sum(len(column) for column, _, _ in self._records(_VECTORS))
         wanted = np.arange(min(most, total)) * total // max(1, min(most, total))
         out = np.full((len(wanted), self.dim), np.nan, np.float32)
-        for batch in self.vectors():
+        for batch in self.batches():
             positions = np.asarray(batch.positions, np.int64)
             places = np.searchsorted(wanted, positions)
             chosen = (places < len(wanted)) & (wanted[np.minimum(places, len(wanted) - 1)] == positions)
             out[places[chosen]] = batch.vectors[chosen]
         return out
 
-    def vectors(self, batch_size: int = _VECTORS, start: int = 0) -> Iterator[MatrixBatch]:
+    def batches(self, batch_size: int = _VECTORS, start: int = 0) -> Iterator[MatrixBatch]:  # type: ignore[override]
         """Iterate over the rows; null ones, and ones of another length or not finite, are failures."""
         row, new_name = start, self._new_names()
         for record in self._records(batch_size, start):

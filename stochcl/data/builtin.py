@@ -38,14 +38,12 @@ class DigitsSource(ImageSource):
 
         digits = load_digits()
         self.path = Path("digits")
-        self._images = [
-            _digit(digits.images[row]) for digit in range(10) for row in np.flatnonzero(digits.target == digit)
-        ]
+        order = np.argsort(digits.target, kind="stable")
+        self._images = [Image.fromarray(grey) for grey in np.rint(digits.images[order] * (255 / 16)).astype(np.uint8)]
         counts = np.bincount(digits.target, minlength=10).tolist()
         self.entries = [
             Entry(f"{digit}/{k:03d}.png", 64, 0) for digit, count in enumerate(counts) for k in range(count)
         ]
-        self.rejected = []
 
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         return preprocess.apply(self._images[i])
@@ -54,11 +52,6 @@ class DigitsSource(ImageSource):
         file = BytesIO()
         self._images[i].save(file, "PNG")
         return file.getvalue()
-
-
-def _digit(values: NDArray[np.float64]) -> Image.Image:
-    """Return 8 x 8 values in 0..16 as an 8-bit grey image."""
-    return Image.fromarray(np.rint(values * (255 / 16)).astype(np.uint8))
 
 
 META = "batches.meta"
@@ -115,13 +108,9 @@ class Cifar10Source(ImageSource):
         self._pixels = np.concatenate(parts)
         self._rows = [row for _, row in found]
         self.entries = [entry for entry, _ in found]
-        self.rejected = []
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cifar10Source, (self.path,)
 
     def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
         planes = self._pixels[self._rows[i]].reshape(3, _SIDE, _SIDE)
@@ -144,7 +133,7 @@ def _batches(folder: Path) -> list[Path]:
     try:
         found = [path for path in sorted(folder.iterdir()) if _TRAINING.fullmatch(path.name) and path.is_file()]
         return [path for path in found if _begins(path)]
-    except OSError:
+    except OSError:  # one that cannot be read must not leave only the others
         return []
 
 

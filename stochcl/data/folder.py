@@ -12,8 +12,7 @@ from stochcl.data.access import PROBE, is_environment_fault, read_listed, time_o
 from stochcl.data.names import DEFAULTS, FileFilter, SourceOptions, path_name, sort_key
 from stochcl.data.preprocess import MAX_FILE_BYTES
 from stochcl.data.source import Entry, Failure, ImageSource
-from stochcl.data.tar import TarStream
-from stochcl.data.tar_headers import TAR_ENDINGS
+from stochcl.data.tar import TAR_ENDINGS, TarStream
 from stochcl.data.zip import ZipSource
 from stochcl.errors import EnvironmentFault, ImageError, SourceError, SourceNotFound
 from stochcl.files import reading
@@ -52,7 +51,6 @@ class FileSource(FolderSource):
         self._root = path.parent
         status = path.stat()
         self.entries = [Entry(path.name, status.st_size, status.st_mtime_ns)]
-        self.rejected = []
 
 
 class _Listing:

@@ -12,19 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stochcl.codes import folder_label, label_text
+from stochcl.data import arrow
 from stochcl.data.array import MAGIC, load_array, row_names, shape_of
-from stochcl.data.arrow import (
-    LABELS,
-    class_names,
-    explained,
-    id_text,
-    is_arrow,
-    label_texts,
-    path_or_none,
-    record_batches,
-    schema_of,
-    storage_type,
-)
 from stochcl.data.names import IDS, NAMES
 from stochcl.errors import LabelsError
 from stochcl.files import PathLike, reading, refuse_pointer, seems_utf16
@@ -174,13 +163,15 @@ class ColumnLabels(LabelTable):
 
     def match(self, names: Sequence[str], column: str | None = None, *, partial: bool = False) -> tuple[str, ...]:
         """Return the label of each name, see :meth:`LabelTable.match`."""
-        if column is None and len(self.columns) > 1 and self.columns[0] not in LABELS:
+        if column is None and len(self.columns) > 1 and self.columns[0] not in arrow.LABELS:
             raise LabelsError(
-                f"{escape_name(self.path)}: none of its columns is called {', '.join(LABELS)}; choose one of "
+                f"{escape_name(self.path)}: none of its columns is called {', '.join(arrow.LABELS)}; choose one of "
                 f"{escape_name(', '.join(self.columns))} with --label-column."
             )
         chosen = self.columns[self._position(column)]
-        labels = label_texts(self.table.column(chosen).to_pylist(), class_names(self.table.schema, chosen))
+        labels = arrow.label_texts(
+            self.table.column(chosen).to_pylist(), arrow.class_names(self.table.schema, chosen)
+        )
         keys, by_number = self._keys(list(names))
         if keys == list(names):
             return tuple(labels)
@@ -200,8 +191,8 @@ class ColumnLabels(LabelTable):
             if column not in self.columns:
                 continue
             kind = self.table.column(column).type
-            texts = [id_text(value, kind) or "" for value in self.table.column(column).to_pylist()]
-            texts = [path_or_none(text) or text for text in texts] if column in NAMES else texts
+            texts = [arrow.id_text(value, kind) or "" for value in self.table.column(column).to_pylist()]
+            texts = [arrow.path_or_none(text) or text for text in texts] if column in NAMES else texts
             if (found := len(wanted.intersection(texts))) > most:
                 best, most = texts, found
             if most == len(wanted):
@@ -223,18 +214,18 @@ def _are_numbers(names: Sequence[str], rows: int) -> bool:
 
 def _from_table(path: Path) -> ColumnLabels:
     """Read the columns of a table that are not nested."""
-    schema = schema_of(path)
+    schema = arrow.schema_of(path)
     import pyarrow as pa
     from pyarrow import types
 
-    plain = [field.name for field in schema if not types.is_nested(storage_type(field.type))]
+    plain = [field.name for field in schema if not types.is_nested(arrow.storage_type(field.type))]
     if not plain:
         raise LabelsError(f"{escape_name(path)}: none of its columns holds texts or numbers, so none can be labels.")
     chosen = pa.schema([schema.field(name) for name in plain], schema.metadata)
-    with explained(path):
-        batches = [batch.cast(chosen) for batch in record_batches(path, plain, _READ_ROWS)]
+    with arrow.explained(path):
+        batches = [batch.cast(chosen) for batch in arrow.record_batches(path, plain, _READ_ROWS)]
     table = pa.Table.from_batches(batches, chosen)
-    first = [name for name in LABELS if name in plain]
+    first = [name for name in arrow.LABELS if name in plain]
     return ColumnLabels(path, (*first, *(name for name in plain if name not in first)), {}, True, table)
 
 
@@ -254,7 +245,7 @@ def read_labels(path: PathLike) -> LabelTable:
             head = file.read(32)
         if head.startswith(MAGIC):
             return _from_array(path)
-        if is_arrow(path, head):
+        if arrow.is_arrow(path, head):
             return _from_table(path)
         refuse_pointer(path, head, "labels", LabelsError)
         if seems_utf16(head):

@@ -11,7 +11,7 @@ from collections import Counter
 from glob import glob
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, ClassVar, overload
+from typing import IO, TYPE_CHECKING, ClassVar
 
 from stochcl.data.access import PROBE, is_environment_fault, read_listed
 from stochcl.data.array import MAGIC, ArraySource, MatrixSource, map_array
@@ -21,8 +21,7 @@ from stochcl.data.folder import FileSource, FolderSource, open_url
 from stochcl.data.names import DEFAULTS, SourceOptions, is_image_name, path_name
 from stochcl.data.preprocess import MAX_FILE_BYTES, Preprocess, identify
 from stochcl.data.source import Entry, Failure, ImageSource, check_not_empty
-from stochcl.data.tar import TarSource
-from stochcl.data.tar_headers import TAR_ENDINGS, compression, looks_like_tar
+from stochcl.data.tar import TAR_ENDINGS, TarSource, decompressor, looks_like_tar
 from stochcl.data.zip import ZipSource
 from stochcl.errors import EnvironmentFault, SourceError, SourceNotFound, StochclError, UsageError
 from stochcl.files import PathLike, exists, reading, refuse_pointer, seems_utf16
@@ -89,7 +88,7 @@ def _open_file(path: Path, options: SourceOptions) -> ImageSource | MatrixSource
         )
     if is_cifar10(path, head):
         return Cifar10Source(path)
-    if looks_like_tar(head) or compression(path) or path.name.lower().endswith(TAR_ENDINGS):
+    if looks_like_tar(head) or decompressor(head) or path.name.lower().endswith(TAR_ENDINGS):
         return TarSource(path, options)
     if is_image_name(path.name) or identify(head):
         return FileSource(path)
@@ -285,45 +284,3 @@ def open_list(where: PathLike | IO[bytes], *, null: bool | None = None, folder: 
     if not paths:
         raise SourceError(f"{escape_name(shown)}: this list of files is empty.")
     return ListSource(paths, folder, shown)
-
-
-class SubsetSource(ImageSource):
-    """Some images of another source, by position, in its order; rejects the same images."""
-
-    kind = "subset"
-
-    def __init__(self, source: ImageSource, rows: Sequence[int]) -> None:
-        self._source, self._rows = source, rows
-        self.path = source.path
-        self.entries = [source.entries[row] for row in rows]
-        self.rejected = source.rejected
-        self.labels = None if source.labels is None else [source.labels[row] for row in rows]
-        self.told, self.others = source.told, source.others
-
-    def settle(self, preprocess: Preprocess) -> Preprocess:
-        """Return ``preprocess`` with the depth shared by all images of the other source."""
-        return self._source.settle(preprocess)
-
-    def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
-        return self._source._image(self._rows[i], preprocess)
-
-    def _read(self, i: int) -> bytes:
-        return self._source._read(self._rows[i])
-
-
-@overload
-def missing_from(source: ImageSource, names: Iterable[str]) -> SubsetSource: ...
-@overload
-def missing_from(source: MatrixSource, names: Iterable[str]) -> MatrixSource: ...
-def missing_from(source: ImageSource | MatrixSource, names: Iterable[str]) -> SubsetSource | MatrixSource:
-    """Return the images with other names than these; each name removes as many as it occurs here."""
-    if isinstance(source, MatrixSource):
-        return source.without(names)
-    there = Counter(names)
-    rows = []
-    for row, entry in enumerate(source.entries):
-        if there[entry.name] > 0:
-            there[entry.name] -= 1
-        else:
-            rows.append(row)
-    return SubsetSource(source, rows)

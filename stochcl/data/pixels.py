@@ -199,28 +199,23 @@ def quiet_pillow() -> Iterator[None]:
         yield
         return
     _this_thread.quiet = True
-    _enter()
+    _count_thread(1)
     try:
         yield
     finally:
         _this_thread.quiet = False
-        _leave()
+        _count_thread(-1)
 
 
-def _enter() -> None:
+def _count_thread(change: int) -> None:
+    """Count a thread that enters or leaves; the first adds the filter, and the last removes it."""
     global _threads  # noqa: PLW0603 - the list of filters is the process's, and so is the count
+    filters = cast("list[Any]", warnings.filters)
     with _lock:
-        _threads += 1
-        if _threads == 1:
-            cast("list[Any]", warnings.filters).insert(0, _FILTER)
-
-
-def _leave() -> None:
-    global _threads  # noqa: PLW0603
-    with _lock:
-        _threads -= 1
-        filters = cast("list[Any]", warnings.filters)
-        if _threads == 0 and _FILTER in filters:
+        _threads += change
+        if _threads == change == 1:
+            filters.insert(0, _FILTER)
+        elif _threads == 0 and _FILTER in filters:
             filters.remove(_FILTER)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
@@ -20,7 +22,7 @@ from stochcl.errors import EnvironmentFault, ImageError, SourceError, UsageError
 from stochcl.messages import escape_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -97,9 +99,30 @@ class ImageBatch:
         return self.images
 
 
-class Depths(ABC):
-    """Decides once how many of 16 bits the images of a source use."""
+def digest(kind: str, facts: Iterable[object]) -> str:
+    """Return a digest of a source's kind and of facts that change with its content."""
+    found = hashlib.sha256(kind.encode())
+    for fact in facts:
+        found.update(json.dumps(fact).encode() + b"\n")
+    return found.hexdigest()
 
+
+class Source(ABC):
+    """The base of images, in a list or a stream; decides once how many of 16 bits they use."""
+
+    kind: ClassVar[str]
+    unit: ClassVar[str] = "image"
+    """The noun for a row."""
+    path: Path | str
+    rejected: Sequence[Failure] = ()
+    others: Counter[str] | None = None
+    """Counts of files that were not taken as images, by ending."""
+    told: Sequence[str] = ()
+    """Remarks from listing the source."""
+    read_once: bool = False
+    """Whether the source cannot be read again, so that nothing is to resume."""
+    has_names: bool = True
+    """Whether rows have names other than their numbers."""
     _depth: tuple[int, str] | None = None
 
     def settle(self, preprocess: Preprocess) -> Preprocess:
@@ -114,8 +137,26 @@ class Depths(ABC):
     def _sample(self, most: int) -> Iterator[bytes]:
         """Yield files that may be 16-bit images, to decide the depth; none if there are no files."""
 
+    def remarks(self) -> list[str]:
+        """Return remarks about the source as it was read."""
+        depth = "" if self._depth is None else self._depth[1]
+        return [line for line in (depth, remark_on_others(self.others, self._unlabelled()), *self.told) if line]
 
-class ImageSource(Depths):
+    @abstractmethod
+    def _unlabelled(self) -> int:
+        """Return the number of images that were listed or read without a label."""
+
+    @property
+    def mtime_ns(self) -> int:
+        """Time of the last change of any of the files, in nanoseconds; 0 if unknown."""
+        return 0
+
+    def listing(self) -> str:
+        """Return a digest of names, sizes, times and rejected images; empty if the source cannot be read again."""
+        return ""
+
+
+class ImageSource(Source):
     """A folder, an archive or an array of images, read one at a time or in batches.
 
     All sources share this contract:
@@ -133,25 +174,44 @@ class ImageSource(Depths):
     Subclasses implement only ``_read`` (and ``_image`` if there is no file to decode).
     """
 
-    kind: ClassVar[str]
-    path: Path | str
     entries: Sequence[Entry]
-    rejected: Sequence[Failure]
     labels: Sequence[str] | None = None
     """The label of each entry, if the source has labels."""
-    others: Counter[str] | None = None
-    """Counts of files that were not taken as images, by ending."""
-    told: Sequence[str] = ()
-    """Remarks from listing the source."""
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def remarks(self) -> list[str]:
-        """Return remarks about the source as it was read."""
-        depth = "" if self._depth is None else self._depth[1]
-        others = remark_on_others(self.others, 0 if self.labels else len(self))
-        return [line for line in (depth, others, *self.told) if line]
+    @property
+    def names(self) -> list[str]:
+        """The names of the entries."""
+        return [entry.name for entry in self.entries]
+
+    @property
+    def mtime_ns(self) -> int:  # noqa: D102
+        return max((entry.mtime_ns for entry in self.entries), default=0)
+
+    def _unlabelled(self) -> int:
+        return 0 if self.labels else len(self)
+
+    def listing(self) -> str:
+        """Return a digest of names, sizes, times and rejected images."""
+        entries = ([entry.name, entry.size, entry.mtime_ns] for entry in self.entries)
+        rejected = ([failure.name, failure.reason] for failure in self.rejected)
+        return digest(self.kind, chain(entries, rejected, [] if self.labels is None else [list(self.labels)]))
+
+    def at(self, rows: Iterable[int]) -> SubsetSource:
+        """Return a source of some of these images, by position."""
+        return SubsetSource(self, [int(row) for row in rows])
+
+    def without(self, names: Iterable[str]) -> SubsetSource:
+        """Return a source of the images with other names; each name removes as many as it occurs in ``names``."""
+        there, rows = Counter(names), []
+        for row, entry in enumerate(self.entries):
+            if there[entry.name] > 0:
+                there[entry.name] -= 1
+            else:
+                rows.append(row)
+        return self.at(rows)
 
     def _sample(self, most: int) -> Iterator[bytes]:
         """Yield files that may be 16-bit images, evenly spread over the source."""
@@ -197,7 +257,7 @@ class ImageSource(Depths):
         self.rejected = sorted(rejected, key=lambda failure: sort_key(failure.name))
         self.others = files.others
         check_not_empty(self.path, self.entries, self.rejected, what, files.others)
-        self.labels = files.labels(self.path, [entry.name for entry in self.entries])
+        self.labels = files.labels(self.path, self.names)
         return [place for _, place in listed]
 
     def _fault(self, i: int, exc: EnvironmentFault) -> EnvironmentFault:
@@ -325,7 +385,6 @@ class Loaded(ImageSource):
     """Images whose files are in memory, or whose error is."""
 
     kind: ClassVar[str] = "loaded"
-    rejected: Sequence[Failure] = ()
 
     def __init__(self, path: Path | str) -> None:
         self.path = path
@@ -351,7 +410,31 @@ class Loaded(ImageSource):
         return file
 
 
-class StreamSource(Depths):
+class SubsetSource(ImageSource):
+    """Some images of another source, by position, in its order; rejects the same images."""
+
+    kind = "subset"
+
+    def __init__(self, source: ImageSource, rows: Sequence[int]) -> None:
+        self._source, self._rows = source, rows
+        self.path = source.path
+        self.entries = [source.entries[row] for row in rows]
+        self.rejected = source.rejected
+        self.labels = None if source.labels is None else [source.labels[row] for row in rows]
+        self.told, self.others = source.told, source.others
+
+    def settle(self, preprocess: Preprocess) -> Preprocess:
+        """Return ``preprocess`` with the depth shared by all images of the other source."""
+        return self._source.settle(preprocess)
+
+    def _image(self, i: int, preprocess: Preprocess) -> NDArray[np.uint8]:
+        return self._source._image(self._rows[i], preprocess)
+
+    def _read(self, i: int) -> bytes:
+        return self._source._read(self._rows[i])
+
+
+class StreamSource(Source):
     """Images that arrive in a stream, without listing or length; batches as from :class:`ImageSource`.
 
     Rows are in order of arrival. A refused image is a failure in its batch, at its position. If the stream breaks,
@@ -359,19 +442,18 @@ class StreamSource(Depths):
     ``read_once`` can be read from a later image on.
     """
 
-    kind: ClassVar[str]
-    path: Path | str
-    rejected: tuple[Failure, ...] = ()
     read_once: bool = True
 
     def __init__(self, path: Path | str) -> None:
         self.path = path
         self.others: Counter[str] = Counter()
-        self.told: Sequence[str] = ()
         self._ahead: list[_Image] = []  # read to decide the depth, and not returned yet
         self._rest: Iterator[_Image] | None = None
-        self._unlabelled = 0
         self._broken: SourceError | None = None
+        self._without_label = 0
+
+    def _unlabelled(self) -> int:
+        return self._without_label
 
     def _sample(self, most: int) -> Iterator[bytes]:
         """Yield the 16-bit images at the start of the stream; the first image of another kind ends them."""
@@ -394,12 +476,6 @@ class StreamSource(Depths):
         if self._broken is not None:
             raise self._broken
         yield from self._images(batch_size) if self._rest is None else self._rest
-
-    def remarks(self) -> list[str]:
-        """Return remarks about the source once it was read."""
-        depth = "" if self._depth is None else self._depth[1]
-        others = remark_on_others(self.others, self._unlabelled)
-        return [line for line in (depth, others, *self.told) if line]
 
     @abstractmethod
     def _images(self, batch_size: int) -> Iterator[tuple[str, bytes | str, str | None]]:
@@ -431,7 +507,7 @@ class StreamSource(Depths):
 
         for batch in decode_ahead(parts(), preprocess, workers):
             rows = range(start, start + len(batch.rows))
-            self._unlabelled += len(batch.rows) if batch.labels is None else 0
+            self._without_label += len(batch.rows) if batch.labels is None else 0
             yield replace(batch, rows=rows, positions=tuple(start + i for i in batch.positions))
             start = rows.stop
         if broken:

@@ -18,7 +18,7 @@ import numpy as np
 
 from stochcl.codes import folder_label
 from stochcl.data import Failure, ImageBatch, ImageSource, Preprocess, held_out, read_labels
-from stochcl.data.open import SubsetSource
+from stochcl.data.source import SubsetSource
 from stochcl.errors import LabelsError, OutputError, TrainingError, UsageError
 from stochcl.files import PathLike, lock
 from stochcl.messages import Progress, escape_name, os_reason

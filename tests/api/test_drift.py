@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 
 import stochcl
 from stochcl.api.append import append
-from stochcl.api.drift import Drift
 from stochcl.api.evaluate import code_bits
+from stochcl.api.summary import Drift
 from stochcl.api.train import train
 from stochcl.data import SubsetSource, open_source
 from stochcl.data.builtin import DigitsSource

@@ -161,7 +161,7 @@ def test_images_are_trained_on_compressed_and_evaluated(model, images, tmp_path)
     report = model.compress(images, tmp_path / "codes.bin")
     assert report.images == PER_CLASS * len(CLASSES)
     (batch,) = open_source(images).batches(model.preprocess, batch_size=100)
-    check(model, batch.images, model.encode_pixels(batch.images).codes.symbols(), tmp_path / "codes.bin")
+    check(model, batch.images, model.encode_prepared(batch.images).codes.symbols(), tmp_path / "codes.bin")
     result, facts = evaluate(tmp_path / "codes.bin", folds=3)
     assert facts["input"] == "vectors"
     assert 0 <= result.score <= 1

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stochcl.api.embedding_model import codec_of, to_bytes, train_head, write_head
+from stochcl.api.embedding_model import codec_of, to_bytes, train_head
 from stochcl.errors import ModelError, OutputError, TrainingError, UsageError
+from stochcl.files import write_file
 
 
 def make(rows, seed=0, width=10):
@@ -74,10 +75,10 @@ def test_what_cannot_be_trained():
 
 def test_the_bytes_are_those_of_a_model_file(tmp_path):
     data = to_bytes(*train())
-    write_head(data, tmp_path / "head.safetensors")
+    write_file(tmp_path / "head.safetensors", data, "the model")
     assert (tmp_path / "head.safetensors").read_bytes() == data
     with pytest.raises(OutputError, match="cannot be written"):
-        write_head(data, tmp_path / "no" / "head.safetensors")
+        write_file(tmp_path / "no" / "head.safetensors", data, "the model")
     with pytest.raises(ModelError):
         codec_of(data[:-1])
 

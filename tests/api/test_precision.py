@@ -16,7 +16,7 @@ def fast(model):
 
 def test_the_network_alone_computes_in_bf16(codec, fast, images):
     paths = sorted(images.rglob("*.png"))
-    exact, rough = (c.encode_pixels(c.prepare(paths)) for c in (codec, fast))
+    exact, rough = (c.encode_prepared(c.prepare(paths)) for c in (codec, fast))
     assert rough.features.dtype == np.float32
     assert not np.array_equal(exact.features, rough.features)
     np.testing.assert_allclose(rough.features, exact.features, atol=0.2)

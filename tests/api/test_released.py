@@ -13,6 +13,7 @@ CODES = {
     "general-432bb3cc.bin": ("4cd6d3d72a1ca66916415727a357bf8fb64f0c48c2b38890c9502f9eaefb6694", 960),
     "general-7b2666cf.bin": ("333a9f707caf736e25dac16d833e5f456d44d6d3f20d4734c999838142584997", 960),
     "general-927f5774.bin": ("f64950dd775471d6cdc069643865dc175084e94a2078a5905e6421e9b410bb55", 128),
+    "general-15150ce9.bin": ("963136ae53e9c35749eece1862355e036ee36139088924e172deb5db75cc9e20", 128),
 }
 """SHA-256 of the symbols, row after row, of two images of each of the three first classes of examples/images, and how
 many numbers a decoded vector has."""

@@ -33,7 +33,7 @@ def test_an_image_finds_itself(codes, images, model, some):
 def test_vectors_are_held_against_features(codes, codec, model, some):
     found = search(codes, some, model=str(model), device="cpu", count=5)
     assert (found["by"], found["unit"]) == ("vectors", "1 - cosine")
-    features = codec.encode_pixels(codec.prepare(some)).features
+    features = codec.encode_prepared(codec.prepare(some)).features
     with stochcl.open(codes) as archive:
         vectors = archive.to_vectors()
     angles = 1 - (features @ vectors.T) / np.linalg.norm(features, axis=1)[:, None] / np.linalg.norm(vectors, axis=1)

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stochcl.api.source import listing
 from stochcl.data import Failure, MatrixSource, open_source, open_sources
 from stochcl.data.array import map_array
 from stochcl.errors import SourceError, UsageError
@@ -39,7 +38,7 @@ def test_rows_come_back_as_float32(saved, dtype, order):
     assert np.array_equal(joined, array.astype(np.float32))
     assert tuple(n for b in batches for n in b.names) == source.names == tuple(f"{i:07d}" for i in range(50))
     assert [b.rows for b in batches] == [range(16), range(16, 32), range(32, 48), range(48, 50)]
-    assert sum(b.source_bytes for b in batches) == array.nbytes
+    assert sum(sum(b.sizes) for b in batches) == array.nbytes
     assert all(b.vectors.flags.c_contiguous and b.vectors.flags.owndata for b in batches)
 
 
@@ -142,7 +141,7 @@ def test_several_matrices_are_read_in_order(saved, tmp_path, rng):
     rows = np.array([3, 19, 20, 21, 49])
     np.testing.assert_array_equal(source.at(rows).take(rows), whole[rows])
     assert len(source.without(["0000020", "3"])) == 48
-    assert listing(source) != listing(open_sources(paths[::-1]))
+    assert source.listing() != open_sources(paths[::-1]).listing()
     np.save(tmp_path / "wide.npy", np.zeros((2, 5), np.float32))
     np.save(tmp_path / "double.npy", np.zeros((2, 4)))
     for other in ("wide", "double"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stochcl.codes import folder_label
 from stochcl.data import Entry, held_out
 from stochcl.data.names import MAX_NAME_BYTES, is_hidden, member_name, path_name, sort_key
-from stochcl.messages import escape_name as printable
+from stochcl.messages import escape_name
 
 raw_names = st.binary(min_size=1, max_size=30).filter(lambda b: b"\0" not in b)
 
@@ -25,7 +25,7 @@ def test_order_is_that_of_the_bytes(raw):
 @given(raw_names)
 @settings(deadline=None)
 def test_what_is_shown_fits_any_terminal(raw):
-    shown = printable(raw.decode("utf-8", "surrogateescape"))
+    shown = escape_name(raw.decode("utf-8", "surrogateescape"))
     assert shown.isprintable()
     shown.encode("utf-8")
 

@@ -111,7 +111,7 @@ def test_undecodable_non_ascii_and_very_long_names(tarred, png, fmt):
 
 
 def test_a_member_too_large_is_rejected(tarred, png, monkeypatch):
-    monkeypatch.setattr("stochcl.data.tar_headers.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("stochcl.data.tar.MAX_FILE_BYTES", 1000)
     for ending in ("tar", "tar.gz"):
         source = open_source(tarred([("a.png", bytes(2000)), ("b.png", png)], ending))
         assert names(source) == ["b.png"]

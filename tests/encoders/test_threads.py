@@ -22,10 +22,10 @@ def test_codes_do_not_depend_on_how_many_cores_there_are(codec, rng, cores, size
     codec = codec.with_precision(precision)
     pixels = rng.integers(0, 256, (size, codec.size, codec.size, 3), np.uint8)
     cores(1)
-    one = codec.encode_pixels(pixels)
+    one = codec.encode_prepared(pixels)
     for count in (2, 3, 5):
         cores(count)
-        many = codec.encode_pixels(pixels)
+        many = codec.encode_prepared(pixels)
         assert torch.get_num_threads() == count
         np.testing.assert_array_equal(many.codes.packed, one.codes.packed)
         np.testing.assert_array_equal(many.codes.uncertainty, one.codes.uncertainty)
