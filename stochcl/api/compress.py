@@ -383,7 +383,10 @@ def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[
     spent, unit = archive.parts()["codes"] * 8 / len(archive), "row" if codec.columns else "image"
     if spent > _MUCH * expected:
         found = f"these codes take {spent:,.0f} bits per {unit}, the model's training {unit}s {expected:,.0f}"
-    elif network and archive.header.latents == codec.latents and archive.own_table_rows > len(archive) / 2:
+    elif (
+        network and codec.size == codec.model.config.size  # the network was fitted to codes of that size
+        and archive.header.latents == codec.latents and archive.own_table_rows > len(archive) / 2
+    ):  # fmt: skip
         found = "the model predicts these codes worse than a plain table of their frequencies does"
     else:
         return ()

@@ -208,7 +208,9 @@ def test_codes_that_take_far_more_bits_than_those_of_the_training_images_bring_a
 
 def test_another_size_is_shown_and_one_out_of_range_is_refused(run, refused, model, tmp_path):
     sides, out = stochcl.load(device="cpu").sizes, tmp_path / "a.bin"
-    line = run("compress", EXAMPLES, "-o", out, "--device", "cpu", "--size", str(sides[0])).stdout.splitlines()[1]
+    result = run("compress", EXAMPLES, "-o", out, "--device", "cpu", "--size", str(sides[0]))
+    assert "warning" not in result.stderr
+    line = result.stdout.splitlines()[1]
     assert line.endswith(f"{sides[0]} x {sides[0]} pixels")
     assert line in run("info", out).stdout
     assert json_of(run("info", out, "--json"))["size"] == sides[0]
