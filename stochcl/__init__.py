@@ -42,19 +42,22 @@ __all__ = [
 ]
 
 
-def load(model: str | os.PathLike[str] = "general", *, device: str = "auto", precision: str = "auto") -> Codec:
-    """Load an encoder by the name of a packaged model or from a model file; for ``precision`` see :class:`Codec`.
+def load(
+    model: str | os.PathLike[str] = "general", *, device: str = "auto", precision: str = "auto",
+    size: int | None = None,
+) -> Codec:  # fmt: skip
+    """Load an encoder by the name of a packaged model or from a model file; for the options see :class:`Codec`.
 
     Raises
     ------
     UsageError
-        If there is no such model, device or precision.
+        If there is no such model, device, precision or size.
     ModelError
         If the model file is damaged, foreign or a pickle.
     """
     from stochcl.api.codec import Codec
 
-    return Codec(model, device=device, precision=precision)
+    return Codec(model, device=device, precision=precision, size=size)
 
 
 def open(  # noqa: A001 - stochcl.open, as gzip.open
@@ -109,7 +112,8 @@ def writer(
     uncertainty : bool
         Whether to also store the codes' uncertainty.
     **options
-        ``names``, ``force``: see :class:`stochcl.compress.Writer`; ``device`` and ``precision``: see :func:`load`.
+        ``names``, ``force``: see :class:`stochcl.compress.Writer`; ``device``, ``precision`` and ``size``: see
+        :func:`load`.
 
     Examples
     --------
@@ -119,13 +123,13 @@ def writer(
     """
     from stochcl.api.codec import ImageWriter
 
-    where = {name: options.pop(name) for name in ("device", "precision") if name in options}
+    where = {name: options.pop(name) for name in ("device", "precision", "size") if name in options}
     if codec is None:
         codec = load("general" if model is None else model, **where)
     elif model is not None or where:
         from stochcl.errors import UsageError
 
-        raise UsageError("a codec has its model, device and precision; give either it or those.")
+        raise UsageError("a codec has its model, device, precision and size; give either it or those.")
     return ImageWriter(path, codec, latents=latents, uncertainty=uncertainty, **options)
 
 

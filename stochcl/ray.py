@@ -133,7 +133,7 @@ class ShardWorker:
                 raise UsageError(
                     f"{escape_name(plan.model)}: a worker found another model there; give all machines the same file."
                 )
-            self._codec = codec
+            self._codec = codec.for_archive(plan.header)
         return self._codec
 
     def _listed(self, codec: Codec) -> ShardSource:

@@ -23,6 +23,7 @@ from stochcl.compress.edit import has_part
 from stochcl.compress.header import Embedder, check_embedder
 from stochcl.data import ImageSource, LabelTable, MatrixSource, SubsetSource, read_labels
 from stochcl.data.arrow import ArrowSource
+from stochcl.data.preprocess import FITS
 from stochcl.encoders.engine import RUNTIMES
 from stochcl.errors import SourceError, UsageError
 from stochcl.messages import Progress, escape_name, plural
@@ -62,7 +63,8 @@ def append(
         A folder, .zip, .tar, or .npy of uint8 images; the .npy matrix that the archive was made from, grown, or
         several; Parquet or Arrow files, or a table in memory, as for :meth:`stochcl.Codec.compress`.
     codec : CodecBase, optional
-        A codec of the archive's model; by default the model is found by its hash. The archive's precision is used.
+        A codec of the archive's model; by default the model is found by its hash. The archive's precision
+        and image size are used.
     labels : path-like, optional
         A file with labels of the new images, if the archive stores labels.
     batch_size, workers, strict
@@ -91,7 +93,7 @@ def append(
         embedder, known = sources.embedder_of(images, options.embedder), Embedder.of(archive.header.embedder)
         check_embedder(escape_name(images.path), embedder, known, escape_name(path))
         _check_appendable(archive, path, codec, labels=labelled, asked=labels is not None or _are_asked(options))
-        codec = _like(archive.header, codec.with_precision(archive.header.precision))
+        codec = _like(archive.header, codec.for_archive(archive.header))
         made, here = archive.header.runtime or "torch", codec.runtime
     table = None if labels is None else read_labels(labels)
     started = time.monotonic()
@@ -248,16 +250,14 @@ def _check_appendable(archive: Archive, path: Path, codec: CodecBase, *, labels:
     """Refuse to append codes that do not match an archive's header."""
     header, shown = archive.header, escape_name(path)
     codec.check_made(header, path)
-    own = codec.header(latents=codec.latents, preprocess=codec.preprocess, source_kind="")
     if header.precision not in codec.precisions:
         known = " or ".join(codec.precisions)
         raise UsageError(
             f"{shown}: its precision is {escape_name(header.precision)}, and this version knows {known}."
         )
-    size, fit = own.preprocess.get("size"), header.preprocess.get("fit")
-    if codec.columns is None and (header.preprocess.get("size") != size or fit not in ("crop", "pad", "stretch")):
+    if codec.columns is None and (header.size not in codec.sizes or header.preprocess.get("fit") not in FITS):
         raise UsageError(
-            f"{shown}: its images were not made squares of {size} pixels, as this model takes; compress them again."
+            f"{shown}: its images were not made squares of a size that this model takes; compress them again."
         )
     if not len(archive):
         return

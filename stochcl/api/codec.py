@@ -47,11 +47,14 @@ class Codec(CodecBase):
         that were not fine-tuned, else fp32. bf16 is faster if the CPU supports it, int8 on any. Precisions give
         different bits (one in five with the default model), so an archive has one precision, recorded in its
         header.
+    size : int, optional
+        Side in pixels of the images that the network takes: by default the model's own; for residual latents, 3/4 to
+        3/2 of it. An archive has one size, recorded in its header.
 
     Raises
     ------
     UsageError
-        If there is no such model, device or precision.
+        If there is no such model, device, precision or size.
     ModelError
         If the model file is damaged, foreign or a pickle.
     """
@@ -74,7 +77,7 @@ class Codec(CodecBase):
             Called with the number of images done and the total.
         **options
             Fields of :class:`~stochcl.api.compress.CompressOptions`: latents, rate, batch_size, workers,
-            fit, names, uncertainty, strict, force, resume.
+            size, fit, names, uncertainty, strict, force, resume.
 
         Raises
         ------

@@ -62,6 +62,10 @@ class CompressOptions(SourceOptions):
         None, "Name of the model that made the embeddings, to store and to compare.", unit="NAME[@REVISION]",
         shown="what the table's metadata or the model say",
     )  # fmt: skip
+    size: int | None = option(
+        None, "Side of the images that the network takes; for residual latents, 3/4 to 3/2 of the model's own.",
+        at_least=1, unit="PIXELS", shown="as the model says",
+    )  # fmt: skip
     fit: Fit | None = option(None, "How to fit images that are not square.", choices=FITS, shown="as the model says")
     names: bool = option(True, "Store the names.")
     uncertainty: bool = option(False, "Store how uncertain each image's code is: under a byte each.")
@@ -111,6 +115,7 @@ def compress_source(
 ) -> Report:
     """Compress a source to a path or a stream, see :meth:`stochcl.api.codec.Codec.compress`."""
     options.check(codec)
+    codec = codec.with_size(options.size)
     source = sources.check_source_fits_model(sources.open_given(given, options, codec.columns or 0), codec)
     met = None
     if options.target is not None:
@@ -378,7 +383,10 @@ def distribution_shift_warning(codec: CodecBase, archive: ArchiveBase) -> tuple[
     spent, unit = archive.parts()["codes"] * 8 / len(archive), "row" if codec.columns else "image"
     if spent > _MUCH * expected:
         found = f"these codes take {spent:,.0f} bits per {unit}, the model's training {unit}s {expected:,.0f}"
-    elif network and archive.header.latents == codec.latents and archive.own_table_rows > len(archive) / 2:
+    elif (
+        network and codec.size == codec.model.config.size  # the network was fitted to codes of that size
+        and archive.header.latents == codec.latents and archive.own_table_rows > len(archive) / 2
+    ):  # fmt: skip
         found = "the model predicts these codes worse than a plain table of their frequencies does"
     else:
         return ()

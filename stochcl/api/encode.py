@@ -21,6 +21,7 @@ from stochcl.data.access import read_regular
 from stochcl.data.pixels import OWN_DEPTH
 from stochcl.data.preprocess import MAX_FILE_BYTES, DamagedImage
 from stochcl.encoders import engine, layout
+from stochcl.encoders.config import FOREIGN
 from stochcl.encoders.latents import Latents
 from stochcl.encoders.modelfile import load_model
 from stochcl.entropy.tables import Tables, is_packaged
@@ -47,12 +48,14 @@ class CodecBase:
     precisions = engine.PRECISIONS
 
     def __init__(
-        self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "auto", runtime: str = "auto"
-    ) -> None:
+        self, model: PathLike = DEFAULT, *, device: str = "auto", precision: str = "auto", runtime: str = "auto",
+        size: int | None = None,
+    ) -> None:  # fmt: skip
         if precision != "auto":
             self._check_precision(precision)
         self.device = device_name("cpu" if precision == "int8" and device == "auto" else device)
         self.model = load_model(find_model(model))
+        self._config = self.model.config if size is None else self._at(size)
         self._asked = runtime
         if precision == "auto":
             precision = "fp32" if runtime == "torch" else engine.precision_of(self.config, self.device)
@@ -92,6 +95,24 @@ class CodecBase:
             return self
         return self._copy(_asked=runtime, precision="fp32" if self.precision == "int8" else self.precision)
 
+    def with_size(self, size: int | None) -> Self:
+        """Return this codec, or a copy that takes images of another side in pixels, one of :attr:`sizes`."""
+        config = self.config if size is None else self._at(size)
+        return self if config == self.config else self._copy(_config=config)
+
+    def _at(self, size: int) -> EncoderConfig:
+        if self.model.config.columns:
+            raise UsageError("--size is for images, and this model takes vectors; omit it.")
+        if size not in self.sizes:
+            first, last = self.sizes[0], self.sizes[-1]
+            taken = f"{first:,} to {last:,}" if last > first else f"only {first:,}"
+            raise UsageError(f"this model takes images of {taken} pixels a side, got --size {size}.")
+        return replace(self.model.config, size=size)
+
+    def for_archive(self, header: Header) -> Self:
+        """Return this codec, or a copy, with the precision and the image size of an archive."""
+        return self.with_precision(header.precision).with_size(header.size)
+
     def _copy(self, **changes: Any) -> Self:
         other = copy.copy(self)
         other.__dict__ |= changes
@@ -99,8 +120,8 @@ class CodecBase:
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the runtime's network, which a copy makes again."""
-        return {name: value for name, value in self.__dict__.items() if name != "_network"}
+        """Leave out what depends on runtime and size, which a copy makes again."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_network", "_latents")}
 
     @property
     def runtime(self) -> str:
@@ -116,7 +137,7 @@ class CodecBase:
     @property
     def config(self) -> EncoderConfig:
         """The encoder's configuration, without weights."""
-        return self.model.config
+        return self._config
 
     @cached_property
     def _latents(self) -> Latents:
@@ -157,6 +178,14 @@ class CodecBase:
     def size(self) -> int:
         """Side of the square input images, in pixels."""
         return self.config.size
+
+    @property
+    def sizes(self) -> range:
+        """Sides that images may have: from 3/4 to 3/2 of the model's own, which residual latents were fitted to."""
+        own = self.model.config
+        if own.posterior != "residual" or own.backbone.startswith(FOREIGN):
+            return range(own.size, own.size + 1)
+        return range(-(-own.size * 3 // 4), own.size * 3 // 2 + 1)
 
     @property
     def preprocess(self) -> Preprocess:

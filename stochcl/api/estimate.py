@@ -148,7 +148,7 @@ def estimate(
     else:
         if rate is not None:
             raise UsageError("--rate is for a model trained on the sample, and this one exists; omit it.")
-        codec = Codec(model or DEFAULT, device=device)
+        codec = Codec(model or DEFAULT, device=device, size=asked.size)
         opened = sources.check_source_fits_model(opened, codec)
         few = sample_of(codec, opened, Compression(codec, opened, asked).preprocess, level=asked.label_level)
     if len(few.vectors) < _LEAST_ROWS:

@@ -192,15 +192,16 @@ def read_data(
 def arithmetic_notes(
     header: Header, path: PathLike, fitted: Header | downstream.SavedProbe, than: PathLike
 ) -> list[str]:
-    """Return a warning if rows were encoded at another precision or by another runtime than those of ``than``."""
-    pairs = (header.precision, fitted.precision), (header.runtime, fitted.runtime)
+    """Return a warning if rows were encoded at another precision, runtime or size than those of ``than``."""
+    sizes = tuple(f"{one.size} pixels" if one.size else "" for one in (header, fitted))
+    pairs = (header.precision, fitted.precision), (header.runtime, fitted.runtime), sizes
     # Old files do not say.
     differ = [pair for pair in pairs if all(pair) and "mixed" not in pair and len(set(pair)) > 1]
     if not differ:
         return []
     here, there = (escape_name(" ".join(values)) for values in zip(*differ, strict=True))
     shown, whole = escape_name(path), escape_name(than)
-    note = f"{shown} was encoded by {here}, and the training rows of {whole} by {there}, so their bits differ"
+    note = f"{shown} was encoded with {here}, and the training rows of {whole} with {there}, so their bits differ"
     return [f"{note}; encode both alike for scores that compare"]
 
 
@@ -423,7 +424,7 @@ def _fit_all(data: ProbeData, asked: EvaluateOptions) -> downstream.SavedProbe:
     selection = None if header.selection is None else tuple(header.selection)[: data.width]
     return downstream.SavedProbe(
         header.model, header.model_sha256, data.used, data.width, selection, fitted, header.tables_sha256,
-        header.precision, header.runtime,
+        header.precision, header.runtime, header.size,
     )  # fmt: skip
 
 

@@ -137,4 +137,4 @@ def _codec_for(path: PathLike, model: PathLike | None) -> tuple[Codec, dict[str,
     codec.check_made(header, path)
     latents = {} if header.selection is not None else {"latents": header.latents}
     fit = {"fit": header.preprocess["fit"]} if "fit" in header.preprocess else {}
-    return codec.with_precision(header.precision), latents | fit
+    return codec.for_archive(header), latents | fit

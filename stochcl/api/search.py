@@ -71,8 +71,8 @@ def search(
     path : path-like
         An archive.
     images : sequence of path-like
-        Image files to search for; the archive's model encodes them, in the archive's precision. For an archive of
-        embeddings, .npy matrices, or Parquet or Arrow files: every row is a query.
+        Image files to search for; the archive's model encodes them, in the archive's precision and size. For an
+        archive of embeddings, .npy matrices, or Parquet or Arrow files: every row is a query.
     names, rows : sequence of str, sequence of int
         Rows of the archive to search for; a row is not its own neighbour.
     model : str, optional
@@ -195,8 +195,9 @@ def _wanted(
     elif files or matrix:
         from stochcl.api.codec import codec_of
 
-        codec = codec_of(path, model, device=device).with_precision(header.precision)
+        codec = codec_of(path, model, device=device)
         codec.check_made(header, path)
+        codec = codec.for_archive(header)
         if files:
             found = codec.encode_prepared(codec.prepare(files, codec.preprocess_of(header)))
         else:

@@ -127,7 +127,7 @@ _KEPT_OPTIONS = {
 _DIFFERING = {
     "source": "source (images were added, removed or changed)", "images": "source (images were added or removed)",
     "kind": "source", "shard_images": "--shard-images", "model": "model",
-    "header": "model, --latents, --precision or --fit", "device": "--device",
+    "header": "model, --latents, --precision, --size or --fit", "device": "--device",
 } | _KEPT_OPTIONS  # fmt: skip
 """Facts that must match to keep existing shards, in a user's words."""
 
@@ -147,6 +147,12 @@ class Plan:
     shard_images: int
     options: CompressOptions
     facts: dict[str, Any]
+
+    @property
+    def header(self) -> Header:
+        """The header of every shard."""
+        data = bytes.fromhex(self.facts["header"])
+        return Header.from_bytes(data[: PROLOGUE.size], data[PROLOGUE.size :])
 
     @property
     def shards(self) -> int:
@@ -187,6 +193,7 @@ def compress_to_folder(
     """
     started, folder = time.monotonic(), Path(folder)
     _check_request(options, codec, shard_images)
+    codec = codec.with_size(options.size)
     plan_sources = tuple(str(source) if is_url(source) else str(Path(source).absolute()) for source in sources)
     images = open_planned(plan_sources, codec, options)
     if options.strict and images.rejected:
@@ -366,7 +373,7 @@ def make_shard(
     ):
         try:
             with Writer(
-                Path(work, path.name), _header(plan), codec.tables, embed_tables=options.self_contained,
+                Path(work, path.name), plan.header, codec.tables, embed_tables=options.self_contained,
                 names=options.names, uncertainty=options.uncertainty,
             ) as writer:  # fmt: skip
                 for failure in () if number else part.rejected:
@@ -377,11 +384,6 @@ def make_shard(
         Path(work, path.name).replace(path)
     sync_folder(path.parent)
     return shard_entry(plan, number, codec)._replace(encoded=encoded)
-
-
-def _header(plan: Plan) -> Header:
-    data = bytes.fromhex(plan.facts["header"])
-    return Header.from_bytes(data[: PROLOGUE.size], data[PROLOGUE.size :])
 
 
 def shard_entry(plan: Plan, number: int, codec: CodecBase) -> Made:

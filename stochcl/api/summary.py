@@ -69,6 +69,8 @@ class Report:
         Precision of the encoder's arithmetic.
     runtime : str
         Runtime of the encoder; empty if unknown.
+    size : int or None
+        Side of the preprocessed images in pixels; None for vectors.
     seconds : float or None
         Duration of compressing, if it was just done.
     encoded : int
@@ -107,6 +109,7 @@ class Report:
     model_latents: int
     precision: str
     runtime: str = ""
+    size: int | None = None
     seconds: float | None = None
     encoded: int = 0
     notes: tuple[str, ...] = ()
@@ -131,8 +134,8 @@ class Report:
             source_bytes=archive.source_bytes, pixel_bytes=images * header.input_bytes,
             feature_bytes=images * header.feature_dim * _FLOAT, model=header.model, model_sha256=header.model_sha256,
             latents=header.latents, model_latents=header.model_latents, precision=header.precision,
-            runtime=header.runtime, embedder=Embedder.of(header.embedder), seconds=seconds, encoded=encoded,
-            vectors=not header.preprocess and 0 < header.feature_dim * _FLOAT == header.input_bytes,
+            runtime=header.runtime, size=header.size, embedder=Embedder.of(header.embedder), seconds=seconds,
+            encoded=encoded, vectors=not header.preprocess and 0 < header.feature_dim * _FLOAT == header.input_bytes,
         )  # fmt: skip
 
     @property
@@ -175,6 +178,7 @@ class Report:
             "reduction": {name: round(value, 3) for name, value in self.reduction.items()},
             "model": {"name": escape_name(self.model), "sha256": self.model_sha256, "latents": self.model_latents},
             "latents": self.latents, "precision": self.precision, "runtime": escape_name(self.runtime) or None,
+            **({} if self.size is None else {"size": self.size}),
             **({} if self.embedder is None else {"embedder": self.embedder.to_json()}),
             **({} if self.target is None else {"target": self.target}),
             **({} if self.drift is None else {"drift": self.drift}),
@@ -187,12 +191,12 @@ class Report:
         width = plural(self.latents, "latent")
         if self.latents != self.model_latents:
             width += f" of {self.model_latents:,}"
-        unit = self.unit
+        unit, side = self.unit, "" if self.size is None else f", {self.size} x {self.size} pixels"
         asked = "" if self.rate is None else f" (asked for at most {self.rate:,g})"
         rate = f"codes take {self.codes_bits_per_image:,.1f} bits per {unit}{asked}"
         out = [
             f"{escape_name(self.path)}: {plural(self.images, unit)}, {rate}",
-            f"  model      {escape_name(self.model)} ({self.model_sha256[:12]}), {width}, {self.precision}",
+            f"  model      {escape_name(self.model)} ({self.model_sha256[:12]}), {width}, {self.precision}{side}",
             f"  file       {self.bytes:>12,} bytes  {self.bits_per_image:>10,.1f} bits per {unit}, of which",
         ]
         if self.embedder is not None:

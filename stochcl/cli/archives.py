@@ -94,7 +94,7 @@ def output_of(path: Path) -> Path | IO[bytes]:
     click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default="auto",
                  help="Numeric precision of the network.  [default: auto, which is int8 for EfficientNet-Lite "
                       "networks, such as the default model's, on a processor, and else fp32]"),
-    opt.options_of(CompressOptions, only="batch_size"),
+    opt.options_of(CompressOptions, only="size batch_size"),
 )  # fmt: skip
 @opt.section("Archive", opt.options_of(CompressOptions, only="names uncertainty self_contained external_tables"))
 @opt.section(

@@ -69,6 +69,7 @@ _SAME = {
 _ADVICE = {
     "latents": "`stochcl transcode --latents` makes them alike",
     "precision": "compress both with the same --precision",
+    "preprocess": "compress both with the same --size, --fit and --depth",
 }
 _MODEL = ("model_sha256", "model_latents", "tables_sha256", "alphabet", "feature_dim")
 _PARTS = {"names": "names", "labels": "stored labels", "entropy": "uncertainty"}

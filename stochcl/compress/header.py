@@ -111,6 +111,12 @@ class Header:
         return Codes(packed, self.latents, self.alphabet, names=names, labels=labels, uncertainty=uncertainty)
 
     @property
+    def size(self) -> int | None:
+        """Side of the preprocessed images in pixels; None for vectors."""
+        size = self.preprocess.get("size")
+        return size if isinstance(size, int) else None
+
+    @property
     def decisions_per_row(self) -> int:
         """Bits per row before coding."""
         return self.latents * bits_per_symbol(self.alphabet)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _FACTS = {
-    "header": "model, --precision, --latents, --fit or version of stochcl",
+    "header": "model, --precision, --latents, --size, --fit or version of stochcl",
     "names": "choice of --no-names",
     "uncertainty": "choice of --uncertainty",
     "strict": "choice of --strict",

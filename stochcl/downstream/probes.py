@@ -163,8 +163,8 @@ class SavedProbe:
     """Fitted probes, and the facts that decide which archives they apply to.
 
     ``output`` is the kind of rows, ``symbols`` or ``vectors``; ``selection`` the model's latents in use if they are
-    not the first ones. If known, ``tables_sha256`` names the decoding tables that made the vectors, and ``precision``
-    and ``runtime`` the encoder's arithmetic.
+    not the first ones. If known, ``tables_sha256`` names the decoding tables that made the vectors, ``precision`` and
+    ``runtime`` the encoder's arithmetic, and ``size`` the side of its images.
     """
 
     model: str
@@ -176,6 +176,7 @@ class SavedProbe:
     tables_sha256: str | None = None
     precision: str = ""
     runtime: str = ""
+    size: int | None = None
 
     def save(self, path: PathLike) -> None:
         """Write a ``.skops`` file, replacing an existing one."""
@@ -185,7 +186,7 @@ class SavedProbe:
             "schema": SCHEMA, "model": self.model, "model_sha256": self.model_sha256, "input": self.output,
             "latents": self.latents, "selection": None if self.selection is None else list(self.selection),
             "tables_sha256": self.tables_sha256, "precision": self.precision, "runtime": self.runtime,
-            "targets": [vars(target) for target in self.targets],
+            "size": self.size, "targets": [vars(target) for target in self.targets],
         }  # fmt: skip
         data = skops.io.dumps(content)
         _check_trusted(data, ", ".join(sorted({target.estimator for target in self.targets})))
@@ -223,13 +224,14 @@ def _checked(content: dict[str, Any]) -> SavedProbe:
     saved = SavedProbe(
         content["model"], content["model_sha256"], content["input"], content["latents"],
         None if selection is None else tuple(selection), tuple(Fitted(**target) for target in content["targets"]),
-        tables, content.get("precision", ""), content.get("runtime", ""),
+        tables, content.get("precision", ""), content.get("runtime", ""), content.get("size"),
     )  # fmt: skip
     texts = saved.model, saved.model_sha256, saved.precision, saved.runtime, "" if tables is None else tables
     if not all(isinstance(text, str) for text in texts) or saved.output not in ("symbols", "vectors"):
         raise ValueError("its model, tables and input are texts")
-    if not isinstance(saved.latents, int) or saved.latents < 1 or not saved.targets:
-        raise ValueError("it has latents and targets")
+    whole = isinstance(saved.latents, int) and isinstance(saved.size, int | None)
+    if not whole or saved.latents < 1 or not saved.targets:
+        raise ValueError("it has latents, a size and targets")
     if not all(hasattr(target.probe, "predict") for target in saved.targets):
         raise ValueError("its targets predict")
     return saved

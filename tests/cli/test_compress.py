@@ -204,3 +204,17 @@ def test_codes_that_take_far_more_bits_than_those_of_the_training_images_bring_a
     monkeypatch.setattr(Codec, "__init__", trained_on_easier_images)
     result = run("compress", EXAMPLES, "-o", tmp_path / "a.bin", "--latents", "68", "--device", "cpu")
     assert "bits per image, the model's training images 10" in result.stderr
+
+
+def test_another_size_is_shown_and_one_out_of_range_is_refused(run, refused, model, tmp_path):
+    sides, out = stochcl.load(device="cpu").sizes, tmp_path / "a.bin"
+    result = run("compress", EXAMPLES, "-o", out, "--device", "cpu", "--size", str(sides[0]))
+    assert "warning" not in result.stderr
+    line = result.stdout.splitlines()[1]
+    assert line.endswith(f"{sides[0]} x {sides[0]} pixels")
+    assert line in run("info", out).stdout
+    assert json_of(run("info", out, "--json"))["size"] == sides[0]
+    more = "compress", EXAMPLES, "-o", tmp_path / "b.bin"
+    said = refused(*more, "--size", str(sides[-1] + 1), code=2)
+    assert f"{sides[0]} to {sides[-1]} pixels" in said
+    assert "only 32 pixels" in refused(*more, "-m", model, "--size", "48", code=2)

@@ -16,7 +16,7 @@ from tests.making import json_of, process, signalled
 
 REPORT = {
     "schema", "path", "images", "skipped", "bytes", "bits_per_image", "parts", "external_bytes", "reduction",
-    "model", "latents", "precision", "runtime", "before",
+    "model", "latents", "precision", "runtime", "size", "before",
 }  # fmt: skip
 TABLES = make_tables(12)
 CODES = make_codes(60, 12, names=make_names(60))

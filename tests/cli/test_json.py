@@ -6,7 +6,7 @@ import pytest
 
 REPORT = {
     "schema", "path", "images", "skipped", "bytes", "bits_per_image", "parts", "external_bytes", "reduction",
-    "model", "latents", "precision", "runtime",
+    "model", "latents", "precision", "runtime", "size",
 }  # fmt: skip
 PARTS = ["codes", "tables", "names", "index", "header"]
 
