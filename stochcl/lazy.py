@@ -31,4 +31,5 @@ class cached_property(Generic[T]):  # noqa: N801 - as functools calls its own
     def __get__(self, instance: object | None, owner: type | None = None) -> Self | T:
         if instance is None:
             return self
-        return instance.__dict__.setdefault(self._name, self._compute(instance))
+        found: Self | T = instance.__dict__.setdefault(self._name, self._compute(instance))
+        return found

@@ -235,7 +235,8 @@ def _vectors(decoder: Any, symbols: NDArray[np.integer]) -> NDArray[np.float32]:
 
     Sums in single precision do, on some processors; rounding from double precision hides it.
     """
-    return decoder.decode(symbols, np.float64).astype(np.float32)
+    found: NDArray[np.float32] = decoder.decode(symbols, np.float64).astype(np.float32)
+    return found
 
 
 class CodesTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -349,7 +350,8 @@ class CodesTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             codes: NDArray[Any] = archive[[rows[name] for name in names]].prefix(self.latents_).symbols()
             if self.output == "symbols" or archive.decoder is None:
                 return codes
-            return archive.decoder.decode(codes)
+            found: NDArray[Any] = archive.decoder.decode(codes)
+            return found
 
     def _check_model(self, found: str) -> None:
         if found != self.model_sha256_:

@@ -89,7 +89,8 @@ def fit_and_code(
     """Fit a baseline, in a child process if it is native code; return it and the codes of each matrix."""
     kind.check(len(fitting), fitting.shape[1], bits)
     work = call_in_child if kind.native else lambda function, *given: function(*given)
-    return work(_fit_and_code, kind, fitting, matrices, bits, seed, options)
+    found: tuple[Baseline, list[Codes]] = work(_fit_and_code, kind, fitting, matrices, bits, seed, options)
+    return found
 
 
 def _fit_and_code(
@@ -432,4 +433,5 @@ def _entropies(projected: Matrix, step: float) -> NDArray[np.float64]:
     places = levels + np.arange(levels.shape[1]) * width
     counts = np.bincount(places.reshape(-1), minlength=levels.shape[1] * width).reshape(-1, width)
     p = counts / len(levels)
-    return -(p * np.log2(np.where(p > 0, p, 1.0))).sum(axis=1)
+    found: NDArray[np.float64] = -(p * np.log2(np.where(p > 0, p, 1.0))).sum(axis=1)
+    return found

@@ -199,7 +199,8 @@ def neighbours(queries: NDArray[np.float32], base: NDArray[np.float32], own: NDA
 
 def recalls(true: NDArray[np.intp], found: NDArray[np.intp]) -> NDArray[np.floating]:
     """Return the fraction of each query's true neighbours, shape (n, 10), that were found."""
-    return (true[:, :, None] == found[:, None, :]).any(axis=2).mean(axis=1)
+    share: NDArray[np.floating] = (true[:, :, None] == found[:, None, :]).any(axis=2).mean(axis=1)
+    return share
 
 
 def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -215,7 +216,8 @@ def average_precision(relevant: NDArray[np.bool_]) -> NDArray[np.float64]:
     found = np.cumsum(relevant, axis=1)
     precision = found / np.arange(1, relevant.shape[1] + 1)
     total = found[:, -1] if relevant.shape[1] else np.zeros(len(relevant))
-    return (precision * relevant).sum(axis=1) / np.maximum(total, 1)
+    average: NDArray[np.float64] = (precision * relevant).sum(axis=1) / np.maximum(total, 1)
+    return average
 
 
 CODINGS = ("packed", "independent", "linear", "network")

@@ -131,7 +131,8 @@ def train_product(
     pq.train(apply(vectors[:rows]))
 
     def quantise(values: Matrix) -> NDArray[np.uint8]:
-        return pq.compute_codes(apply(np.ascontiguousarray(values, np.float32)))
+        found: NDArray[np.uint8] = pq.compute_codes(apply(np.ascontiguousarray(values, np.float32)))
+        return found
 
     return quantise, rotation, faiss.vector_to_array(pq.centroids).reshape(indices, CENTROIDS, width // indices)
 

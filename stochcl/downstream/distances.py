@@ -73,14 +73,16 @@ def _unit_length(rows: NDArray[Any]) -> NDArray[np.float32]:
 
 @_quiet
 def _angle(queries: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.maximum(1 - queries @ rows.T, 0).round(_DIGITS)
+    found: NDArray[np.float32] = np.maximum(1 - queries @ rows.T, 0).round(_DIGITS)
+    return found
 
 
 @_quiet
 def _length(queries: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
     # float64, because the squares cancel for near rows
     squares = np.square(queries).sum(axis=1)[:, None] + np.square(rows).sum(axis=1) - 2 * (queries @ rows.T)
-    return np.sqrt(np.maximum(squares, 0)).round(_DIGITS)
+    found: NDArray[np.float64] = np.sqrt(np.maximum(squares, 0)).round(_DIGITS)
+    return found
 
 
 def _float64(rows: NDArray[Any]) -> NDArray[np.float64]:

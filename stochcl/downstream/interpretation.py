@@ -77,8 +77,9 @@ class Sample:
 
 
 def _by_frequency(values: NDArray[np.integer]) -> list[int]:
-    found, counts = np.unique(values, return_counts=True)
-    return found[np.argsort(-counts, kind="stable")].tolist()
+    seen, counts = np.unique(values, return_counts=True)
+    found: list[int] = seen[np.argsort(-counts, kind="stable")].tolist()
+    return found
 
 
 def value_counts(symbols: NDArray[np.integer], alphabet: int) -> NDArray[np.int64]:
@@ -90,7 +91,8 @@ def entropies(counts: NDArray[np.integer]) -> NDArray[np.float64]:
     """Return the entropy of each latent in bits, shape (D,), from value counts, shape (D, K)."""
     from scipy.stats import entropy
 
-    return entropy(counts, base=2, axis=1)
+    found: NDArray[np.float64] = entropy(counts, base=2, axis=1)
+    return found
 
 
 def weights(sample: Sample) -> NDArray[np.float64]:
@@ -106,7 +108,8 @@ def weights(sample: Sample) -> NDArray[np.float64]:
     products = np.zeros((sample.symbols.shape[1], centred.shape[1]), np.float32)
     for rows, part in _scaled(sample.symbols):
         products += part.T @ centred[rows]
-    return np.square(products, dtype=np.float64).sum(axis=1) / len(sample) / total
+    found: NDArray[np.float64] = np.square(products, dtype=np.float64).sum(axis=1) / len(sample) / total
+    return found
 
 
 def _between(values: NDArray[np.integer], centred: NDArray[np.floating]) -> float:
@@ -261,7 +264,8 @@ def _along(sample: Sample, members: NDArray[np.bool_]) -> NDArray[np.float64]:
         return np.zeros(len(members))
     x = sample.x.astype(np.float32, copy=False)
     direction = x[members].mean(axis=0) - x[~members].mean(axis=0)
-    return np.nan_to_num((x @ direction).astype(np.float64))
+    found: NDArray[np.float64] = np.nan_to_num((x @ direction).astype(np.float64))
+    return found
 
 
 def _labels_of(

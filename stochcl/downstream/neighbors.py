@@ -129,7 +129,8 @@ class HammingKNeighborsClassifier(ClassifierMixin, _HammingNeighbors):  # type: 
         """Return a class for each row, shape (N,)."""
         # Rounded, so that the order of summation cannot break ties.
         votes = self.predict_proba(X).round(12)
-        return self.classes_[votes.argmax(axis=1)]
+        found: NDArray[Any] = self.classes_[votes.argmax(axis=1)]
+        return found
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -176,7 +177,8 @@ class HammingKNeighborsRegressor(RegressorMixin, _HammingNeighbors):  # type: ig
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return a target for each row, shape (N,), or several, shape (N, T)."""
         shares, numbers = self._weighed(X)
-        return np.einsum("nk,nk...->n...", shares, self.y_[numbers])
+        found: NDArray[np.float64] = np.einsum("nk,nk...->n...", shares, self.y_[numbers])
+        return found
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -136,7 +136,8 @@ def _targets(y: NDArray[Any]) -> Floats:
         classes, numbers = np.unique(y, return_inverse=True)
         targets = np.eye(len(classes))[numbers]
         shares = targets.mean(axis=0)
-        return (targets - shares) / np.sqrt(shares)
+        found: Floats = (targets - shares) / np.sqrt(shares)
+        return found
     values = np.asarray(y, np.float64).reshape(len(y), -1)
     centred: Floats = values - values.mean(axis=0)
     spread = centred.std(axis=0)

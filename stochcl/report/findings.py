@@ -63,7 +63,8 @@ class Labels:
     @property
     def known(self) -> NDArray[np.bool_]:
         """Which rows have a label."""
-        return np.isfinite(self.y) if self.task == "regression" else self.y != ""
+        found: NDArray[np.bool_] = np.isfinite(self.y) if self.task == "regression" else self.y != ""
+        return found
 
     def of_row(self, row: int) -> str:
         """Return the label of a sampled row as text, or an empty text."""
@@ -176,7 +177,8 @@ class Probe:
         """Return probabilities of the classes, shape (n, C), or a number for each row, shape (n, 1)."""
         given = x.astype(np.float32) if self.symbols else x
         if self.classes:
-            return self.fitted.predict_proba(given)
+            found: NDArray[np.float64] = self.fitted.predict_proba(given)
+            return found
         return np.asarray(self.fitted.predict(given), np.float64).reshape(-1, 1)
 
 

@@ -158,7 +158,8 @@ class View:
 
     def ranked(self) -> list[int]:
         """Return all columns, strongest first."""
-        return np.argsort(-self.found.scores, kind="stable").tolist()
+        found: list[int] = np.argsort(-self.found.scores, kind="stable").tolist()
+        return found
 
     def cost_plot(self) -> Markup:
         """Draw the cumulative bits of the first latents."""
