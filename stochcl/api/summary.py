@@ -302,8 +302,8 @@ class Drift:
 
     The first word is the value of the first latents: the cluster of a row. Later latents give the position in the
     cluster, and cost as much for rows of any kind. (Detecting digits among CIFAR-10 with the default model: AUROC
-    0.83 by the length of 8 latents, 0.48 by that of all 256; with `fast` 0.96 and 0.33.) The model expects its own entropy, which is the mean
-    of rows like those it was fitted to.
+    0.83 by the length of 8 latents, 0.48 by that of all 256; with `fast` 0.96 and 0.33.) The model expects its own
+    entropy, which is the mean of rows like those it was fitted to.
 
     Parameters
     ----------
