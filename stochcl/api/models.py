@@ -325,7 +325,7 @@ def model_info(model: PathLike = DEFAULT) -> ModelInfo:
     Examples
     --------
     >>> model_info("general").tables.sha256[:16]
-    '8ecd1e8e899b323c'
+    '63375e81e1724e37'
     """
     return ModelInfo(find_model(model))
 
