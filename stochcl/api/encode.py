@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -103,6 +104,8 @@ class CodecBase:
     def _at(self, size: int) -> EncoderConfig:
         if self.model.config.columns:
             raise UsageError("--size is for images, and this model takes vectors; omit it.")
+        if not isinstance(size, Integral) or isinstance(size, bool):
+            raise UsageError(f"--size must be a whole number, got {size!r}.")
         if size not in self.sizes:
             first, last = self.sizes[0], self.sizes[-1]
             taken = f"{first:,} to {last:,}" if last > first else f"only {first:,}"

@@ -98,6 +98,8 @@ def find_model(model: PathLike) -> Path:
     UsageError
         If there is neither.
     """
+    if model == "":
+        raise UsageError("the name of the model is empty.")
     bare = isinstance(model, str) and os.sep not in model
     embedded = {p.stem: p for p in embedded_models()}
     if bare and model in embedded:  # also if the current folder has such a file, which is ./general

@@ -259,6 +259,11 @@ def _write_model(
     sha256 = save_model(encoder, files.output, record, share_backbone=share_backbone)
     files.checkpoint.unlink(missing_ok=True)
     warnings = latents.rate_warnings(found["rate"], trainer.options.rate) + health_warnings(health)
+    if not trainer.step and start is None:
+        warnings += ("warning: the network is untrained; give --init with weights, or more --epochs",)
+    elif trainer.options.epochs == 0 and len(trainer.data.train) < _FEW:
+        text = f"{plural(len(trainer.data.train), 'image')} are few to fit latents to, and may give worse codes"
+        warnings += (f"warning: {text} than the model's own; compare the two with `stochcl evaluate`",)
     return TrainReport.of(
         trainer, files.output, sha256, start, started, rate=found["rate"], knn=found.get("knn"), warnings=warnings,
         asked_rate=trainer.options.rate,
@@ -319,6 +324,8 @@ def open_images(path: PathLike) -> ImageSource:
         raise SourceError(f"{escape_name(path)}: this is a matrix of embeddings; give images.")
     return source
 
+
+_FEW = 1000  # images; 130 examples had 62 % from fitted codes of 256 bits, and 92 % from the default model's
 
 MOST_IMAGES = 5000
 """Most images that latents are fitted to; more cost time and gain little."""

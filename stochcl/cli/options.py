@@ -35,6 +35,8 @@ class InputPath(click.ParamType):  # type: ignore[type-arg]  # not generic in ev
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         """Return a path, or a URL unchanged."""
+        if value == "":  # which would be the current folder: a variable of the shell that is not set
+            self.fail("the name is empty; '.' is the current folder.", param, ctx)
         if isinstance(value, str) and is_url(value):
             return value
         if self.check:

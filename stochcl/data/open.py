@@ -111,6 +111,8 @@ def expand(pattern: PathLike) -> list[Path | str]:
     ['shards-008.tar', 'shards-009.tar', 'shards-010.tar']
     """
     text = str(pattern)
+    if not text:
+        raise UsageError("the name of a source is empty; '.' is the current folder.")
     match = _RANGE.search(text)
     if not is_url(text) and exists(text):
         return [Path(text)]

@@ -45,6 +45,7 @@ def test_the_network_stays_and_codes_have_the_rate_asked_for(images, model, tmp_
     report = adapt([images], out, model=model, hold_out=2)
     adapted, before = load_model(out), network(model)
     assert (report.images, report.held_out, report.steps) == (36, 6, 0)
+    assert any("36 images are few" in line for line in report.warnings)
     assert report.rate == pytest.approx(16, rel=0.25)  # 36 images
     assert adapted.encoder.config.posterior == "residual"
     assert adapted.record["init"]["statistics"]

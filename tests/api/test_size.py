@@ -133,3 +133,9 @@ def test_an_interrupted_run_is_resumed_at_its_own_size_alone(residual, large, im
         residual.compress(images, path, resume=True)
     residual.compress(images, path, resume=True, size=OTHER)
     np.testing.assert_array_equal(symbols(path), symbols(large))
+
+
+@pytest.mark.parametrize("size", ["160", 160.5, True, [128]])
+def test_a_size_is_a_whole_number(size):
+    with pytest.raises(UsageError, match="whole number"):
+        stochcl.load("fast", device="cpu", size=size)

@@ -219,3 +219,11 @@ def test_archives_without_names_or_folders(refused, compress, images, tmp_path):
     flat = compress(images / "cats", name="flat.bin")
     said = refused("evaluate", flat)
     assert said == f"{flat}: it has no labels, and its names have no folders; give labels with --labels."
+
+
+@pytest.mark.parametrize("arguments", [("compress", ""), ("compress", ".", "-m", "")])
+def test_an_empty_name_is_not_the_current_folder(run, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    assert "empty" in run(*arguments, "-o", "codes.bin", code=2).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
