@@ -31,7 +31,7 @@ def commands(images, model, codes, out):
         "initialised", "unit", "warnings", "asked_rate",
     }  # fmt: skip
     compress = ["compress", images, "-m", model, "-o", out / "codes.bin"]
-    tiny = ["--epochs", "0", "--width", "4", "--size", "32", "--latents", "8"]
+    tiny = ["--epochs", "1", "--width", "4", "--size", "32", "--latents", "8"]
     return {
         "compress": (compress, REPORT | {"images_per_second", "drift"}),
         "info": (["info", codes], REPORT),
