@@ -4,10 +4,12 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 
 import stochcl
 from stochcl.encoders import integer
-from stochcl.encoders.engine import OnnxNetwork, encode
+from stochcl.encoders.engine import OnnxNetwork, encode, features
+from stochcl.encoders.inference import network_of
 from stochcl.encoders.latents import Latents
 from stochcl.encoders.modelfile import save_model
 from stochcl.errors import UsageError
@@ -54,6 +56,12 @@ def test_the_codes_of_integers_are_the_same_on_every_processor(model, pixels):
     found = [network.features(padded, rows)[:4] for rows in (8, 4)]
     assert np.array_equal(*found)
     assert hashlib.sha256(found[0].tobytes()).hexdigest() == DIGESTS[model.name]
+
+
+def test_training_and_compress_see_the_same_features(model, pixels):
+    fitted = features(network_of(model.encoder, torch.device("cpu"), "int8"), pixels, model.encoder.feature_dim)
+    network = OnnxNetwork(model.config, model.tensors, "int8")
+    assert np.array_equal(fitted, encode(network, Latents.of(model.config, model.tensors), pixels).features)
 
 
 def test_no_two_weights_of_a_channel_overflow_16_bits(rng):
