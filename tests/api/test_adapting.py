@@ -130,10 +130,15 @@ def test_what_is_there_is_kept_unless_forced(images, model, tmp_path):
 
 
 def test_features_are_fitted_in_the_precision_of_compress(images, tmp_path):
-    adapt([images], tmp_path / "mine.safetensors", model="general")
-    adapted = load_model(tmp_path / "mine.safetensors")
+    def fitted(name, **options):
+        given = {"epochs": 0, "posterior": "residual", "rate": 16, "device": "cpu"} | options
+        return train([images], tmp_path / name, init="fast", **given).sha256
+
+    assert fitted("auto.safetensors") == fitted("int8.safetensors", precision="int8")
+    assert fitted("auto.safetensors", force=True) != fitted("fp32.safetensors", precision="fp32")
+    adapted = load_model(tmp_path / "auto.safetensors")
     assert (adapted.record["options"]["precision"], adapted.record["precision"]) == ("int8", "int8")
-    assert stochcl.load(tmp_path / "mine.safetensors", device="cpu").precision == "int8"
+    assert stochcl.load(tmp_path / "auto.safetensors", device="cpu").precision == "int8"
 
 
 @pytest.mark.parametrize(
