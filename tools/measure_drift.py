@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import stochcl
+from stochcl.api.codec import codec_of
 from stochcl.api.uncertainty import measure_uncertainty
 from stochcl.benchmarks.run import commit, hardware, versions
 from stochcl.data.builtin import DigitsSource
@@ -27,14 +28,14 @@ LATENTS = (8, 16, 32, 64, 128, 256)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("inside", type=Path, help="an archive of the packaged model")
+    parser.add_argument("inside", type=Path, help="an archive of a packaged model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     started, found = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as folder:
         digits = Path(folder) / "digits.bin"
-        stochcl.load().compress(DigitsSource(), digits)
+        codec_of(options.inside).compress(DigitsSource(), digits)
         for count in LATENTS:
             told = measure_uncertainty(options.inside, outside=[digits], latents=count, seed=options.seed)
             outside = [one | {"what": Path(one["what"]).name} for one in told["outside"]]
