@@ -22,6 +22,20 @@ CLASSES = ("cats", "dogs", "fische/süß")
 PER_CLASS = 14
 
 
+class Interrupted(Exception):
+    """What :func:`stop_after` raises."""
+
+
+def stop_after(rows: int):
+    """Return a progress function that interrupts a run after so many rows."""
+
+    def stop(done: int, total: int | None) -> None:
+        if done >= rows:
+            raise Interrupted
+
+    return stop
+
+
 def every(few: int, all_: int = 1) -> int:
     """The step between places that a test tries: ``few`` by default, ``all_`` with STOCHCL_THOROUGH=1."""
     return all_ if THOROUGH else few

@@ -9,7 +9,7 @@ import pytest
 import stochcl
 from stochcl.api.compress import CompressOptions
 from stochcl.errors import ImageError, UsageError
-from tests.making import LATENTS, write_images
+from tests.making import LATENTS, Interrupted, stop_after, write_images
 
 ROWS = 10  # of a segment
 
@@ -18,18 +18,6 @@ ROWS = 10  # of a segment
 def photos(tmp_path):
     """Images of one's own, to be changed."""
     return write_images(tmp_path / "photos", per_class=9)
-
-
-class Interrupted(Exception):
-    pass
-
-
-def stop_after(images):
-    def progress(done, total):
-        if done >= images:
-            raise Interrupted
-
-    return progress
 
 
 @pytest.fixture

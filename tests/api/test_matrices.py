@@ -10,7 +10,7 @@ import stochcl
 from stochcl.api.archives import decompress, info
 from stochcl.api.evaluate import evaluate
 from stochcl.errors import ImageError, SourceError, UsageError
-from tests.making import LATENTS, make_head
+from tests.making import LATENTS, Interrupted, make_head, stop_after
 
 WIDTH = 12
 
@@ -86,20 +86,12 @@ def test_rows_that_are_not_finite_are_named_counted_and_skipped(head, matrix, tm
         head.compress(matrix(np.full((5, WIDTH), np.inf)), tmp_path / "none.bin")
 
 
-class Interrupted(Exception):
-    pass
-
-
 def interrupted(head, source, path, at, monkeypatch, **options):
     """Compress in parts of 8 rows and stop after so many rows."""
     monkeypatch.setattr("stochcl.api.source._MATRIX_ROWS", 8)
 
-    def progress(done, total):
-        if done >= at:
-            raise Interrupted
-
     with pytest.raises(Interrupted):
-        head.compress(source, path, progress=progress, **options)
+        head.compress(source, path, progress=stop_after(at), **options)
 
 
 def test_resuming_gives_the_same_bytes(head, matrix, tmp_path, small_segments, monkeypatch):

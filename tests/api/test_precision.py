@@ -7,6 +7,7 @@ import stochcl
 from stochcl.api.evaluate import evaluate
 from stochcl.api.predict import predict
 from stochcl.errors import StochclError, UsageError
+from tests.making import Interrupted, stop_after
 
 
 @pytest.fixture
@@ -63,16 +64,8 @@ def test_scores_across_two_precisions_come_with_a_note(codec, fast, images, tmp_
 
 def test_an_interrupted_run_is_not_resumed_in_another_precision(codec, fast, images, tmp_path, small_segments):
     small_segments(10)
-
-    class Interrupted(Exception):
-        pass
-
-    def stop(done, total):
-        if done >= 15:
-            raise Interrupted
-
     with pytest.raises(Interrupted):
-        codec.compress(images, tmp_path / "codes.bin", progress=stop, batch_size=3)
+        codec.compress(images, tmp_path / "codes.bin", progress=stop_after(15), batch_size=3)
     with pytest.raises(UsageError, match="another model, precision"):
         fast.compress(images, tmp_path / "codes.bin", resume=True)
 

@@ -12,7 +12,7 @@ from stochcl.api.shards import compress_to_folder
 from stochcl.api.train import adapt
 from stochcl.errors import UsageError
 from tests.distributed.test_compression import through_workers
-from tests.making import SIZE, make_head
+from tests.making import SIZE, Interrupted, make_head, stop_after
 
 OTHER = SIZE * 3 // 2
 
@@ -118,17 +118,9 @@ def test_scores_across_two_sizes_come_with_a_note(residual, large, images, tmp_p
 
 def test_an_interrupted_run_is_resumed_at_its_own_size_alone(residual, large, images, tmp_path, small_segments):
     small_segments(10)
-
-    class Interrupted(Exception):
-        pass
-
-    def stop(done, total):
-        if done >= 15:
-            raise Interrupted
-
     path = tmp_path / "codes.bin"
     with pytest.raises(Interrupted):
-        residual.compress(images, path, progress=stop, batch_size=3, size=OTHER)
+        residual.compress(images, path, progress=stop_after(15), batch_size=3, size=OTHER)
     with pytest.raises(UsageError, match="size"):
         residual.compress(images, path, resume=True)
     residual.compress(images, path, resume=True, size=OTHER)
